@@ -1,0 +1,1 @@
+"""The composition root: it wires everything, and nothing imports it."""
