@@ -8,7 +8,7 @@
   };
   const COLOUR_KEY = /color$|^colors$|^colorway$|colorscale$/;
   const CONFIG = { displayModeBar: false, responsive: true, doubleClick: "reset", showTips: false };
-  const drawn = new Set();
+  const drawn = new Map(); // plot element -> the spec it shows
   const openTables = new Set();
   let colours = {};
 
@@ -70,11 +70,12 @@
 
   function draw(figure) {
     const plot = figure.querySelector(".plot");
+    if (drawn.get(plot) === figure.dataset.chart) return;
     const spec = JSON.parse(figure.dataset.chart);
     if (spec.layout.height) plot.style.blockSize = `${spec.layout.height}px`;
     const layout = houseLayout(resolve(spec.layout, false), figure.id);
     window.Plotly.react(plot, resolve(spec.data, false).map(houseTrace), layout, CONFIG);
-    drawn.add(plot);
+    drawn.set(plot, figure.dataset.chart);
   }
 
   function tidyTable(figure) {
@@ -85,13 +86,13 @@
     table.addEventListener("toggle", () => openTables[table.open ? "add" : "delete"](figure.id));
   }
 
-  function drawAll(root = document) {
-    for (const plot of drawn) {
+  function drawAll() {
+    for (const plot of drawn.keys()) {
       if (plot.isConnected) continue;
       window.Plotly.purge(plot);
       drawn.delete(plot);
     }
-    for (const figure of root.querySelectorAll("[data-chart]")) {
+    for (const figure of document.querySelectorAll("[data-chart]")) {
       tidyTable(figure);
       draw(figure);
     }
@@ -99,12 +100,13 @@
 
   function recolour() {
     readColours();
+    for (const plot of drawn.keys()) drawn.set(plot, "");
     drawAll();
   }
 
   readColours();
   drawAll();
-  document.addEventListener("htmx:afterSettle", () => drawAll());
+  document.addEventListener("htmx:afterSettle", drawAll);
   document.addEventListener("themechange", recolour);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 })();

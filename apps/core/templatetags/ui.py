@@ -10,6 +10,7 @@ from django import template
 from django.core.paginator import Page
 from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm, BoundField
+from django.http import QueryDict
 from django.template.context import Context
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -17,7 +18,9 @@ from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
-from heroicons import _render_icon as render_heroicon
+from heroicons.templatetags.heroicons import heroicon_outline
+
+from apps.core.pagination import KeysetPage
 
 register = template.Library()
 
@@ -93,9 +96,9 @@ def pill(state: object, label: str = "", tone: str = "") -> SafeString:
 
 
 @register.simple_tag
-def icon(name: str) -> SafeString:
+def icon(name: str) -> str:
     """A 16 px outline heroicon, hidden from screen readers: the word stands beside it."""
-    return mark_safe(render_heroicon("outline", name, 16, {"class": "icon"}))
+    return heroicon_outline(name, size=16, **{"class": "icon"})
 
 
 @register.simple_tag
@@ -229,55 +232,33 @@ def is_number(value: object) -> bool:
 
 
 @register.inclusion_tag("components/_pagination.html", takes_context=True)
-def pagination(context: Context, page: Page[Any] | Mapping[str, Any], target: str = "") -> dict[str, Any]:
-    """Links to the neighbouring pages; every other part of the query string stays.
-
-    `page` is a Django `Page`, or for keyset pages a mapping `{"previous": {...} | None, "next": {...} | None}`
-    whose values are the query parameters of that page. `target` (a CSS selector) makes htmx swap only that part.
-    """
-    query = context["request"].GET.copy()
-    if isinstance(page, Page):
-        links = _numbered(page, query)
-    else:
-        for keys in (page.get("previous"), page.get("next")):
-            for key in keys or {}:
-                query.pop(key, None)
-        links = {side: _with(query, page.get(side)) for side in ("previous", "next")}
-    return {"target": target, **links}
+def pagination(context: Context, page: Page[Any] | KeysetPage) -> dict[str, Any]:
+    """Links to the neighbouring pages of a numbered or a keyset page; the rest of the query string stays."""
+    if isinstance(page, KeysetPage):
+        return {"next": page.next_query and f"?{page.next_query}", "newest": page.first_query and f"?{page.first_query}"}
+    return _numbered(page, context["request"].GET)
 
 
-def _numbered(page: Page[Any], query: Any) -> dict[str, Any]:
-    paginator = page.paginator
-    pages = [
-        {"number": number, "url": _with(query, {"page": number}), "current": number == page.number}
-        if isinstance(number, int)
-        else {"number": "…", "url": "", "current": False}
-        for number in paginator.get_elided_page_range(page.number, on_each_side=1, on_ends=1)
-    ]
+def _numbered(page: Page[Any], query: QueryDict) -> dict[str, Any]:
+    def url(number: int) -> str:
+        changed = query.copy()
+        changed["page"] = str(number)
+        return f"?{changed.urlencode()}"
+
+    elided = page.paginator.get_elided_page_range(page.number, on_each_side=1, on_ends=1)
     return {
-        "pages": pages if paginator.num_pages > 1 else [],
-        "first": page.start_index(),
-        "last": page.end_index(),
-        "count": paginator.count,
-        "previous": _with(query, {"page": page.previous_page_number()}) if page.has_previous() else "",
-        "next": _with(query, {"page": page.next_page_number()}) if page.has_next() else "",
+        "pages": [(item, url(item) if isinstance(item, int) else "", item == page.number) for item in elided],
+        "page": page,
+        "previous": url(page.number - 1) if page.has_previous() else "",
+        "next": url(page.number + 1) if page.has_next() else "",
     }
 
 
-def _with(query: Any, changes: Mapping[str, Any] | None) -> str:
-    if not changes:
-        return ""
-    merged = query.copy()
-    for key, value in changes.items():
-        merged[key] = str(value)
-    return f"?{merged.urlencode()}"
-
-
 @register.simple_block_tag(takes_context=True)
-def navigation(context: Context, content: str) -> SafeString:
+def navigation(context: Context, content: str) -> str:
     """The side navigation; the block's text is the key of the current page's entry."""
     with context.push(nav_key=content.strip()):
-        return mark_safe(render_to_string("components/_nav.html", context.flatten()))
+        return render_to_string("components/_nav.html", context.flatten())
 
 
 @register.simple_tag(takes_context=True)
