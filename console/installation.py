@@ -60,42 +60,42 @@ class Installation:
         return self.var_dir / "secrets"
 
     @property
-    def store_dir(self) -> Path:
+    def store(self) -> Path:
         """Artifacts, datasets and log segments when the store is a local folder."""
         return self.var_dir / "store"
 
     @property
-    def spool_dir(self) -> Path:
+    def spool(self) -> Path:
         """The inference log before it is shipped."""
         return self.var_dir / "spool"
 
     @property
-    def run_dir(self) -> Path:
+    def run(self) -> Path:
         """Locks and the record of running processes; of no value once they have stopped."""
         return self.var_dir / "run"
 
     @property
-    def logs_dir(self) -> Path:
+    def logs(self) -> Path:
         """One log file for each process."""
         return self.var_dir / "logs"
 
     @property
-    def uploads_dir(self) -> Path:
+    def uploads(self) -> Path:
         """Uploads in progress; on the store's file system, so that keeping one is a rename."""
         return self.var_dir / "uploads"
 
     @property
-    def cache_dir(self) -> Path:
+    def cache(self) -> Path:
         """Inference's verified copies of artifacts and its last good manifest."""
         return self.var_dir / "cache"
 
     @property
-    def static_dir(self) -> Path:
+    def static_root(self) -> Path:
         """Collected and compressed static files."""
         return self.var_dir / "static"
 
     @property
-    def checkpoints_dir(self) -> Path:
+    def checkpoints(self) -> Path:
         """Audit checkpoints, kept outside the database."""
         return self.var_dir / "checkpoints"
 
@@ -141,13 +141,13 @@ class Installation:
             self.var_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
             folders = (
                 self.secrets_dir,
-                self.store_dir,
-                self.spool_dir,
-                self.run_dir,
-                self.logs_dir,
-                self.uploads_dir,
-                self.cache_dir,
-                self.checkpoints_dir,
+                self.store,
+                self.spool,
+                self.run,
+                self.logs,
+                self.uploads,
+                self.cache,
+                self.checkpoints,
             )
             for folder in folders:
                 folder.mkdir(mode=0o700, exist_ok=True)

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import stat
@@ -29,6 +28,10 @@ STOP_TIMEOUT_S: Final = 7.0
 LOG_LIMIT_BYTES: Final = 20 * 2**20
 # sun_path holds 108 bytes on Linux and 104 on macOS, a closing NUL included.
 SOCKET_DIR_LIMIT_BYTES: Final = 103 - len("/.s.PGSQL.5432")
+
+# Folders with unguessable names are made in these when var/ does not do.
+PERSISTENT_FOLDERS: Final = ("/var/lib", "/var/tmp")  # noqa: S108
+SHORT_FOLDERS: Final = ("/tmp",)  # noqa: S108
 
 # No superuser can sign in: roles are made in single-user mode, and the application must not get round its triggers.
 HBA_RULES: Final = """\
@@ -59,7 +62,7 @@ class EmbeddedPostgres:
     @property
     def log_file(self) -> Path:
         """What the server and ``initdb`` print."""
-        return self._installation.logs_dir / "postgres.log"
+        return self._installation.logs / "postgres.log"
 
     @property
     def pid(self) -> int | None:
@@ -131,10 +134,12 @@ class EmbeddedPostgres:
             self._give_away(home)
             if not self._can_reach(home):
                 home.rmdir()
-                home = self._make_folder(("/var/lib", "/var/tmp"))
+                home = self._make_folder(PERSISTENT_FOLDERS)
                 self._installation.record_postgres_places(home=home)
         elif not self._can_reach(home):
-            raise StartupProblem(f"The account {self._account_name} cannot enter {home}: let it pass the parent folders.")
+            raise StartupProblem(
+                f"The account {self._account_name} cannot enter {home}: let it pass the parent folders."
+            )
         self._choose_socket_dir(home)
         self._binaries = self._usable_binaries(home)
 
@@ -143,7 +148,7 @@ class EmbeddedPostgres:
         if self._is_own_folder(socket_dir):
             return
         if len(os.fsencode(home / "socket")) > SOCKET_DIR_LIMIT_BYTES:
-            self._installation.record_postgres_places(socket=self._make_folder(("/tmp",)))
+            self._installation.record_postgres_places(socket=self._make_folder(SHORT_FOLDERS))
             return
         socket_dir.mkdir(mode=0o700, exist_ok=True)
         self._give_away(socket_dir)
@@ -247,7 +252,7 @@ class EmbeddedPostgres:
         if self._lock is not None:
             return
         try:
-            self._lock = take_lock(self._installation.run_dir / "postgres.lock")
+            self._lock = take_lock(self._installation.run / "postgres.lock")
         except AlreadyLocked as error:
             raise StartupProblem(
                 f"The database of {self._installation.var_dir} is already running under process {error.holder}: "
@@ -279,7 +284,9 @@ class EmbeddedPostgres:
                     break
             else:
                 raise StartupProblem(f"An earlier database server (process {server.pid}) does not stop: end it first.")
-        pid_file.unlink(missing_ok=True)
+        # The server would take a number in these that now belongs to another process for a living rival.
+        for stale in (pid_file, *self._installation.postgres_socket_dir.glob(".s.PGSQL.*")):
+            stale.unlink(missing_ok=True)
 
     def _create_cluster(self) -> None:
         version_file = self.data_dir / "PG_VERSION"
@@ -353,11 +360,11 @@ class EmbeddedPostgres:
         }
         if not self._durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        command = [self._binaries / "postgres", "-D", self.data_dir]
+        command = [str(self._binaries / "postgres"), "-D", str(self.data_dir)]
         command += [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         with open(self.log_file, "ab") as log:
             log_start = log.tell()
-            self._process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -367,7 +374,7 @@ class EmbeddedPostgres:
                 preexec_fn=die_with_parent(signal.SIGINT),
                 **self._as_account(),
             )
-        process = self._process
+        self._process = process
         if not wait_until(lambda: process.poll() is not None or self.is_ready(), START_TIMEOUT_S):
             raise StartupProblem(f"The database was not ready after {START_TIMEOUT_S:.0f} s: see {self.log_file}.")
         if process.poll() is not None:
@@ -425,7 +432,7 @@ def _reports_ready(data_dir: Path) -> bool:
 
 def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
