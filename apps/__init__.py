@@ -1,0 +1,1 @@
+"""The console's rooms; imports go downward only (see docs/architecture.md)."""

@@ -1,0 +1,72 @@
+"""The one table of roles and permissions, and of token scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.db import models
+
+
+class Role(models.TextChoices):
+    """What a member does in a team; a member may hold several."""
+
+    ANALYST = "analyst", "Analyst"
+    DATA_SCIENTIST = "data_scientist", "Data scientist"
+    OPERATOR = "operator", "Operator"
+    COMPLIANCE_OFFICER = "compliance_officer", "Compliance officer"
+    ADMIN = "admin", "Admin"
+
+
+ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
+    Role.ANALYST: frozenset({"team.view", "evaluation.run", "deployments.predict", "monitoring.define"}),
+    Role.DATA_SCIENTIST: frozenset(
+        {"team.view", "registry.upload", "evaluation.run", "promotions.request", "deployments.predict"}
+    ),
+    Role.OPERATOR: frozenset(
+        {
+            "team.view",
+            "evaluation.run",
+            "promotions.request",
+            "deployments.operate",
+            "deployments.predict",
+            "monitoring.define",
+        }
+    ),
+    Role.COMPLIANCE_OFFICER: frozenset(
+        {"team.view", "promotions.review", "promotions.set_policy", "audit.read", "deployments.predict"}
+    ),
+    # Admins administer people, and hold no other power by it.
+    Role.ADMIN: frozenset({"team.view", "accounts.administer"}),
+}
+
+
+class Scope(models.TextChoices):
+    """What a token may do at most; its owner's roles bound it further."""
+
+    READ = "read", "Read everything the owner sees"
+    PREDICT = "predict", "Call inference endpoints"
+    BUILD = "build", "Upload models and datasets, run evaluations"
+    PROMOTE = "promote", "Request promotions"
+    OPERATE = "operate", "Manage endpoints and roll back"
+    AUDIT = "audit", "Read the audit log"
+
+
+SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
+    # "promotions.review" and "accounts.administer" are in no scope: a token never approves, and never makes another.
+    Scope.READ: frozenset({"team.view"}),
+    Scope.PREDICT: frozenset({"deployments.predict"}),
+    Scope.BUILD: frozenset({"registry.upload", "evaluation.run"}),
+    Scope.PROMOTE: frozenset({"promotions.request"}),
+    Scope.OPERATE: frozenset({"deployments.operate"}),
+    Scope.AUDIT: frozenset({"audit.read"}),
+}
+
+
+def permissions_of_roles(roles: Iterable[str]) -> frozenset[str]:
+    """The union of what the roles permit."""
+    return frozenset().union(*(ROLE_PERMISSIONS.get(role, frozenset()) for role in roles))
+
+
+def permissions_of_scopes(scopes: Iterable[str]) -> frozenset[str]:
+    """The union of what the scopes permit."""
+    return frozenset().union(*(SCOPE_PERMISSIONS.get(scope, frozenset()) for scope in scopes))

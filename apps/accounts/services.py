@@ -1,0 +1,173 @@
+"""Changes to people, teams and tokens: one function each."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.conf import settings
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from apps.accounts.models import ApiToken, Invitation, Membership, Team, User
+from apps.accounts.roles import Role, Scope
+from apps.audit.actor import Actor
+from apps.audit.services import record
+from apps.core.controller import wake_controller
+from apps.core.errors import Conflict, DomainError, NotFound
+from inference.contracts import token_digest
+
+TOKEN_PREFIX = "csn_"
+INVITATION_LIFETIME = timedelta(days=7)
+MAX_TOKENS_PER_MEMBER = 50
+MAX_OPEN_INVITATIONS = 200
+
+
+def digest_of(secret: str) -> str:
+    """The keyed digest under which a token or an invitation is stored."""
+    return token_digest(secret, settings.INSTALLATION.secret("token_pepper").encode())
+
+
+@transaction.atomic
+def create_team(actor: Actor, *, slug: str, name: str) -> Team:
+    """A new team without members."""
+    if Team.objects.filter(slug=slug).exists():
+        raise Conflict(f"There is a team “{slug}” already. Choose another short name.", field="slug")
+    team = Team.objects.create(slug=slug, name=name)
+    record(actor, "team.created", team, team=team, after={"slug": slug, "name": name})
+    return team
+
+
+@transaction.atomic
+def create_member(
+    actor: Actor, *, team: Team, email: str, name: str, password: str, roles: Sequence[Role]
+) -> Membership:
+    """A new person with an account and their roles in ``team``."""
+    user = User(email=email.lower(), name=name)
+    try:
+        validate_password(password, user)
+    except ValidationError as error:
+        raise DomainError(" ".join(error.messages), field="password") from error
+    if User.objects.filter(email__iexact=email).exists():
+        raise Conflict(f"There is an account for {email} already.", field="email")
+    user = User.objects.create_user(email, name, password)
+    membership = Membership.objects.create(user=user, team=team, roles=list(roles))
+    record(actor, "member.added", membership, team=team, after={"email": user.email, "roles": list(roles)})
+    return membership
+
+
+@transaction.atomic
+def invite_member(actor: Actor, *, team: Team, email: str, roles: Sequence[Role]) -> tuple[Invitation, str]:
+    """Invite a person; the second value is the secret of the link, which cannot be read again."""
+    email = email.lower()
+    if Membership.objects.filter(team=team, user__email__iexact=email).exists():
+        raise Conflict(f"{email} is a member already. Change their roles in the list below.", field="email")
+    now = timezone.now()
+    if Invitation.objects.filter(team=team, accepted_at=None, expires_at__gt=now).count() >= MAX_OPEN_INVITATIONS:
+        raise Conflict("There are too many open invitations. Wait until some are accepted or expire.")
+    secret = secrets.token_urlsafe(32)
+    invitation = Invitation.objects.create(
+        team=team,
+        email=email,
+        roles=list(roles),
+        digest=digest_of(secret),
+        invited_by_id=actor.user_id,
+        expires_at=now + INVITATION_LIFETIME,
+    )
+    record(actor, "member.invited", invitation, team=team, after={"email": email, "roles": list(roles)})
+    return invitation, secret
+
+
+@transaction.atomic
+def accept_invitation(*, secret: str, name: str, password: str, address: str, request_id: str) -> Membership:
+    """Turn an invitation into a membership: with a new account, or the existing one if its password is given."""
+    invitation = (
+        Invitation.objects.select_for_update(of=("self",)).select_related("team").filter(digest=digest_of(secret)).first()
+    )
+    if invitation is None or not invitation.is_open:
+        raise NotFound("This invitation is not valid any more. Ask an admin of the team for a new one.")
+    user = User.objects.filter(email__iexact=invitation.email).first()
+    if user is None:
+        candidate = User(email=invitation.email, name=name)
+        try:
+            validate_password(password, candidate)
+        except ValidationError as error:
+            raise DomainError(" ".join(error.messages), field="password") from error
+        user = User.objects.create_user(invitation.email, name, password)
+    elif not user.check_password(password):
+        raise DomainError("You have an account already: enter its password to join with it.", field="password")
+    membership, _ = Membership.objects.get_or_create(
+        user=user, team=invitation.team, defaults={"roles": invitation.roles}
+    )
+    invitation.accepted_at = timezone.now()
+    invitation.save(update_fields=["accepted_at"])
+    actor = Actor(user.pk, user.name, address=address, request_id=request_id)
+    record(actor, "member.joined", membership, team=invitation.team, after={"roles": membership.roles})
+    return membership
+
+
+@transaction.atomic
+def change_member(actor: Actor, *, membership: Membership, roles: Sequence[Role], is_active: bool) -> Membership:
+    """Set a member's roles, and whether they are a member at all. Their tokens follow at once.
+
+    The last active admin stays one, so that the team can still be administered.
+    """
+    membership = Membership.objects.select_for_update(of=("self",)).select_related("user", "team").get(pk=membership.pk)
+    if not roles:
+        raise DomainError("Choose at least one role, or deactivate the member.", field="roles")
+    if Role.ADMIN in membership.roles and not (is_active and Role.ADMIN in roles):
+        admins = Membership.objects.active().filter(team=membership.team, roles__contains=[Role.ADMIN])
+        others = admins.exclude(pk=membership.pk).select_for_update(of=("self",))
+        if not others:
+            raise Conflict("This is the team's only admin. Make somebody else an admin first.", field="roles")
+    before = {"roles": membership.roles, "is_active": membership.is_active}
+    membership.roles, membership.is_active = list(roles), is_active
+    membership.save(update_fields=["roles", "is_active"])
+    after = {"roles": membership.roles, "is_active": is_active}
+    record(actor, "member.changed", membership, team=membership.team, before=before, after=after)
+    wake_controller()
+    return membership
+
+
+@transaction.atomic
+def create_token(
+    actor: Actor, *, membership: Membership, name: str, scopes: Sequence[Scope], lifetime_days: int | None
+) -> tuple[ApiToken, str]:
+    """A new token of a member; the second value is the token itself, which cannot be read again."""
+    if not scopes:
+        raise DomainError("Choose at least one scope.", field="scopes")
+    now = timezone.now()
+    if ApiToken.objects.usable().filter(membership=membership).count() >= MAX_TOKENS_PER_MEMBER:
+        raise Conflict("You have too many tokens. Revoke one that is not used any more.")
+    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    try:
+        token = ApiToken.objects.create(
+            team=membership.team,
+            membership=membership,
+            name=name,
+            prefix=secret[:12],
+            digest=digest_of(secret),
+            scopes=list(scopes),
+            expires_at=now + timedelta(days=lifetime_days) if lifetime_days else None,
+        )
+    except IntegrityError as error:  # pragma: no cover - 256 random bits collided
+        raise Conflict("Try again.") from error
+    expiry = token.expires_at.isoformat() if token.expires_at else None
+    record(actor, "token.created", token, team=membership.team, after={"scopes": list(scopes), "expires_at": expiry})
+    wake_controller()
+    return token, secret
+
+
+@transaction.atomic
+def revoke_token(actor: Actor, *, token: ApiToken) -> ApiToken:
+    """Make a token useless at once. Revoking twice changes nothing."""
+    token = ApiToken.objects.select_for_update(of=("self",)).get(pk=token.pk)
+    if token.revoked_at is None:
+        token.revoked_at = timezone.now()
+        token.save(update_fields=["revoked_at"])
+        record(actor, "token.revoked", token, team=token.team)
+        wake_controller()
+    return token

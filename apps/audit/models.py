@@ -1,0 +1,93 @@
+"""The audit event. The canonical ``body`` is the record; the columns to filter by are generated from it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from django.db import models
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast
+
+from apps.core.querysets import TeamScopedQuerySet
+
+
+def _from_body(key: str) -> KeyTextTransform:
+    return KeyTextTransform(key, Cast("body", models.JSONField()))
+
+
+class AuditEventQuerySet(TeamScopedQuerySet):
+    """Reads of the audit log."""
+
+    def for_team(self, team: Any) -> Self:
+        """Events of one team; events of the installation as a whole belong to nobody's page."""
+        return self.none() if team is None else self.filter(team_id=team.pk)
+
+    def matching(
+        self,
+        *,
+        actor: str = "",
+        action: str = "",
+        obj: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Self:
+        """Filter by printed actor name, action prefix, object label, and time (``since`` <= at < ``until``)."""
+        events = self
+        if actor:
+            events = events.filter(actor_name__icontains=actor)
+        if action:
+            events = events.filter(action__startswith=action)
+        if obj:
+            events = events.filter(object_label__icontains=obj)
+        if since:
+            events = events.filter(at__gte=since)
+        if until:
+            events = events.filter(at__lt=until)
+        return events
+
+
+class AuditEvent(models.Model):
+    """One thing that happened. A deferred trigger numbers, dates and links it as its transaction commits.
+
+    ``leaf_hash`` is SHA-256 over 0x00, ``seq``, ``at``, ``previous_hash`` and ``body`` (see ``chain.py``).
+    There are no foreign keys: an event outlives what it speaks of.
+    """
+
+    seq = models.BigIntegerField(null=True, unique=True, editable=False)
+    at = models.DateTimeField(null=True, editable=False)
+    previous_hash = models.CharField(max_length=64, null=True, editable=False)  # noqa: DJ001 - null until committed
+    leaf_hash = models.CharField(max_length=64, null=True, editable=False)  # noqa: DJ001 - null until committed
+    body = models.TextField()
+
+    team_id = models.GeneratedField(
+        expression=Cast(_from_body("team_id"), models.BigIntegerField()),
+        output_field=models.BigIntegerField(null=True),
+        db_persist=True,
+    )
+    actor_name = models.GeneratedField(
+        expression=_from_body("actor_name"), output_field=models.TextField(), db_persist=True
+    )
+    action = models.GeneratedField(expression=_from_body("action"), output_field=models.TextField(), db_persist=True)
+    object_type = models.GeneratedField(
+        expression=_from_body("object_type"), output_field=models.TextField(), db_persist=True
+    )
+    object_id = models.GeneratedField(
+        expression=_from_body("object_id"), output_field=models.TextField(), db_persist=True
+    )
+    object_label = models.GeneratedField(
+        expression=_from_body("object_label"), output_field=models.TextField(), db_persist=True
+    )
+
+    objects = AuditEventQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        indexes = (
+            models.Index(fields=("team_id", "-id"), name="audit_team"),
+            models.Index(fields=("team_id", "action", "-id"), name="audit_action"),
+            models.Index(fields=("object_type", "object_id", "-id"), name="audit_object"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.seq}: {self.action}"

@@ -1,0 +1,40 @@
+"""Every route of the REST API."""
+
+from django.urls import path
+from drf_spectacular.views import SpectacularAPIView
+from rest_framework.routers import SimpleRouter
+
+from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
+from apps.audit.api import AuditEventViewSet
+from apps.core.permissions import PUBLIC
+from apps.deployments.api import EndpointViewSet
+from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet
+from apps.jobs.api import JobViewSet
+from apps.monitoring.api import PredictionViewSet
+from apps.promotions.api import PromotionRequestViewSet
+from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
+
+
+class SchemaView(SpectacularAPIView):
+    """The OpenAPI 3.1 description of this API; it holds no data, so it is public."""
+
+    action = "schema"
+    permissions = {"schema": PUBLIC}  # noqa: RUF012 - read by HasDeclaredPermission
+
+
+router = SimpleRouter()
+router.register("models", RegisteredModelViewSet, "model")
+router.register("models/(?P<model_name>[^/]+)/versions", ModelVersionViewSet, "model-version")
+router.register("datasets", DatasetViewSet, "dataset")
+router.register("datasets/(?P<dataset_name>[^/]+)/versions", DatasetVersionViewSet, "dataset-version")
+router.register("evaluations", EvaluationRunViewSet, "evaluation")
+router.register("endpoints", EndpointViewSet, "endpoint")
+router.register("endpoints/(?P<endpoint_name>[^/]+)/predictions", PredictionViewSet, "prediction")
+router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("jobs", JobViewSet, "job")
+router.register("audit-events", AuditEventViewSet, "audit-event")
+router.register("members", MembershipViewSet, "member")
+router.register("tokens", ApiTokenViewSet, "token")
+
+app_name = "api"
+urlpatterns = [path("schema/", SchemaView.as_view(), name="schema"), *router.urls]
