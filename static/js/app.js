@@ -85,13 +85,13 @@
   function announce(text) {
     const region = document.getElementById("messages");
     if (!region) return;
-    const item = document.createElement("li");
+    const item = document.createElement("div");
     item.className = "callout bad";
     const span = document.createElement("span");
     span.textContent = text;
     const button = document.createElement("button");
     Object.assign(button, { type: "button", className: "btn btn-quiet btn-small dismiss", textContent: "Dismiss" });
-    button.dataset.dismiss = "li";
+    button.dataset.dismiss = ".callout";
     item.append(span, button);
     region.replaceChildren(item);
     item.scrollIntoView({ block: "nearest" });

@@ -15,7 +15,6 @@ from django.template.context import Context
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from heroicons.templatetags.heroicons import heroicon_outline
@@ -158,7 +157,7 @@ def num(value: float | None, places: int = 0) -> str:
     """A number with thousands separators and fixed decimals; None or not finite shows a dash."""
     if value is None or not math.isfinite(float(value)):
         return "–"
-    return number_format(round(float(value), places), decimal_pos=places, use_l10n=False, force_grouping=True)
+    return f"{value:,.{places}f}"
 
 
 @register.inclusion_tag("components/_field.html")
@@ -235,7 +234,8 @@ def is_number(value: object) -> bool:
 def pagination(context: Context, page: Page[Any] | KeysetPage) -> dict[str, Any]:
     """Links to the neighbouring pages of a numbered or a keyset page; the rest of the query string stays."""
     if isinstance(page, KeysetPage):
-        return {"next": page.next_query and f"?{page.next_query}", "newest": page.first_query and f"?{page.first_query}"}
+        next_query, first_query = page.next_query, page.first_query
+        return {"next": next_query and f"?{next_query}", "newest": first_query and f"?{first_query}"}
     return _numbered(page, context["request"].GET)
 
 
