@@ -24,7 +24,7 @@ from console.processes import AlreadyLocked, die_with_parent, take_lock, wait_un
 SERVER_MAJOR: Final = "18"
 MIN_FREE_BYTES: Final = 200 * 2**20
 START_TIMEOUT_S: Final = 120.0  # crash recovery after hours of writes takes a while
-STOP_TIMEOUT_S: Final = 7.0
+STOP_TIMEOUT_S: Final = 4.0
 LOG_LIMIT_BYTES: Final = 20 * 2**20
 # sun_path holds 108 bytes on Linux and 104 on macOS, a closing NUL included.
 SOCKET_DIR_LIMIT_BYTES: Final = 103 - len("/.s.PGSQL.5432")
@@ -273,20 +273,32 @@ class EmbeddedPostgres:
             )
 
     def _stop_leftover_server(self) -> None:
-        """Wait for a server that outlived its supervisor, or remove what a dead one left in place."""
-        pid_file = self.data_dir / "postmaster.pid"
-        server = _server_process(pid_file, self.data_dir)
-        if server is not None:
-            for sent, timeout_s in ((signal.SIGINT, STOP_TIMEOUT_S), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 3.0)):
+        """End a server, or backends of a killed one, that outlived their supervisor, and remove their lock files.
+
+        A new server beside an old backend would damage the data, so lock files go only once no process is left.
+        """
+        for sent, timeout_s in ((signal.SIGINT, STOP_TIMEOUT_S), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 3.0)):
+            for process in self._server_processes():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    server.send_signal(sent)
-                if wait_until(lambda: not _is_alive(server), timeout_s):
-                    break
-            else:
-                raise StartupProblem(f"An earlier database server (process {server.pid}) does not stop: end it first.")
+                    process.send_signal(sent)
+            if wait_until(lambda: not self._server_processes(), timeout_s):
+                break
+        else:
+            raise StartupProblem(f"An earlier database server in {self.data_dir} does not stop: end it by hand.")
         # The server would take a number in these that now belongs to another process for a living rival.
-        for stale in (pid_file, *self._installation.postgres_socket_dir.glob(".s.PGSQL.*")):
+        for stale in (self.data_dir / "postmaster.pid", *self._installation.postgres_socket_dir.glob(".s.PGSQL.*")):
             stale.unlink(missing_ok=True)
+
+    def _server_processes(self) -> list[psutil.Process]:
+        """The living PostgreSQL processes that work in the data directory, the postmaster alone if it is there."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                is_living_server = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+                if is_living_server and Path(process.cwd()) == self.data_dir.resolve():
+                    found.append(process)
+        numbers = {process.pid for process in found}
+        return [process for process in found if process.ppid() not in numbers]
 
     def _create_cluster(self) -> None:
         version_file = self.data_dir / "PG_VERSION"
@@ -428,19 +440,3 @@ def _reports_ready(data_dir: Path) -> bool:
     except OSError:
         return False
     return len(lines) >= 8 and lines[7].strip() == "ready"
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _server_process(pid_file: Path, data_dir: Path) -> psutil.Process | None:
-    """The living server that ``pid_file`` names, ``None`` when the number is stale or now names something else."""
-    try:
-        process = psutil.Process(int(pid_file.read_text(encoding="ascii").split("\n", 1)[0]))
-        is_server = str(data_dir) in process.cmdline() and Path(process.cmdline()[0]).name == "postgres"
-    except (OSError, ValueError, psutil.Error, IndexError):
-        return None
-    return process if is_server and _is_alive(process) else None

@@ -1,0 +1,211 @@
+"""The whole product on one machine: database, console, workers and inference under one supervisor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.staticfiles.finders import get_finders
+from django.core.management.base import BaseCommand
+
+from console.installation import Installation, StartupProblem
+from console.postgres import EmbeddedPostgres
+from console.supervisor import Service, Step, StopRequested, Supervisor, check_disk, check_port
+
+NEEDED_DISK_BYTES: Final = 500 * 2**20
+READY_TIMEOUT_S: Final = 120.0
+MANAGE: Final = (sys.executable, str(settings.BASE_DIR / "manage.py"))
+AS_OWNER: Final = {"COUNTERSIGN_DATABASE_ROLE": "owner"}
+
+
+class Command(BaseCommand):
+    """Start everything, keep it running, and stop it on Ctrl-C."""
+
+    help = __doc__
+    requires_system_checks = ()
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run until Ctrl-C or SIGTERM. Exits with 1 and one sentence when something has to be put right."""
+        started_at = time.monotonic()
+        supervisor = Supervisor(settings.INSTALLATION, self._say)
+        try:
+            with supervisor:
+                Stack(supervisor, settings.INSTALLATION).bring_up(started_at)
+                supervisor.watch()
+        except StartupProblem as problem:
+            self._say(f"Cannot start. {problem}")
+            sys.exit(1)
+        except StopRequested:
+            self._say("Stopped.")
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()
+
+
+class Stack:
+    """The steps from nothing to a running product."""
+
+    def __init__(self, supervisor: Supervisor, installation: Installation) -> None:
+        self._supervisor = supervisor
+        self._installation = installation
+        self._web_port = read_port("WEB_PORT", 8000)
+        self._inference_port = read_port("INFERENCE_PORT", 8080)
+
+    @property
+    def _setup_log(self) -> Path:
+        return self._installation.logs / "setup.log"
+
+    def bring_up(self, started_at: float) -> None:
+        """Start everything; ``started_at`` is the monotonic time from which the seconds are counted."""
+        say = self._supervisor.say
+        say(f"Countersign starts; its data lies in {self._installation.var_dir}.")
+        check_port(self._web_port, "WEB_PORT")
+        check_port(self._inference_port, "INFERENCE_PORT")
+        check_disk(self._installation.var_dir, NEEDED_DISK_BYTES)
+        static = self._begin_static()
+        if not os.environ.get("DATABASE_URL"):
+            with self._timed("database"):
+                self._supervisor.start_database(EmbeddedPostgres(self._installation))
+        with self._timed("database tables"):
+            self._manage("migrate", "--no-input")
+            self._manage("grant_app_role")
+        if static is not None:
+            with self._timed("static files (only when they have changed)"):
+                self._supervisor.finish_step(static[0], "Collecting the static files")
+                self._static_stamp.write_text(static[1], encoding="ascii")
+        with self._timed("console, worker, controller and inference"):
+            self._supervisor.start_services(self._services())
+            self._supervisor.wait_ready(READY_TIMEOUT_S)
+        say(f"Ready after {time.monotonic() - started_at:.1f} s; stop it with Ctrl-C.")
+        say(f"  console    http://127.0.0.1:{self._web_port}/")
+        say(f"  inference  http://127.0.0.1:{self._inference_port}/v2/")
+        say(f"  logs       {self._installation.logs}")
+        self._explain_sign_in()
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._supervisor.say(f"  {what}: {time.monotonic() - began:.1f} s")
+
+    def _manage(self, command: str, *arguments: str) -> None:
+        step = self._supervisor.begin_step([*MANAGE, command, *arguments], AS_OWNER, self._setup_log)
+        self._supervisor.finish_step(step, f"manage.py {command}")
+
+    # Static files
+
+    @property
+    def _static_stamp(self) -> Path:
+        return self._installation.cache / "static-stamp"
+
+    def _begin_static(self) -> tuple[Step, str] | None:
+        """Start collecting when a source differs from the last time; compressing takes a while."""
+        stamp = static_digest()
+        is_collected = self._static_stamp.exists() and (self._installation.static_root / "staticfiles.json").exists()
+        if is_collected and self._static_stamp.read_text(encoding="ascii") == stamp:
+            return None
+        command = [*MANAGE, "collectstatic", "--no-input", "--clear", "--verbosity=0"]
+        return self._supervisor.begin_step(command, {}, self._setup_log), stamp
+
+    # Services
+
+    def _services(self) -> list[Service]:
+        common = {
+            "COUNTERSIGN_VAR": str(self._installation.var_dir),
+            "INFERENCE_PORT": str(self._inference_port),
+            "PYTHONUNBUFFERED": "1",
+        }
+        granian = [
+            sys.executable,
+            "-m",
+            "granian",
+            "console.wsgi:application",
+            "--interface=wsgi",
+            "--http=1",
+            "--no-ws",
+        ]
+        limits = ["--workers=1", "--blocking-threads=16", "--workers-kill-timeout=3", "--log-level=warning"]
+        address = ["--host=127.0.0.1", f"--port={self._web_port}"]
+        inference = {"COUNTERSIGN_DATABASE_DSN": self._installation.database_dsn("app")}
+        return [
+            Service("web", [*granian, *limits, *address], common, f"http://127.0.0.1:{self._web_port}/healthz"),
+            Service("worker", [*MANAGE, "qcluster"], common),
+            Service("controller", [*MANAGE, "controller"], common),
+            Service(
+                "inference",
+                [sys.executable, "-m", "inference"],
+                common | inference,
+                f"http://127.0.0.1:{self._inference_port}/v2/health/ready",
+            ),
+        ]
+
+    # Signing in
+
+    def _explain_sign_in(self) -> None:
+        accounts = self._installation.demo_accounts_file
+        if not self._has_users() and is_on("DEMO", default=True):
+            self._set_up_demo()
+        elif accounts.exists():
+            self._supervisor.say(f"Sign in with an account from {accounts}.")
+        elif not self._has_users():
+            create = f"{sys.executable} {settings.BASE_DIR / 'manage.py'} create_admin"
+            self._supervisor.say(
+                f"No account exists yet. Create the first one: COUNTERSIGN_VAR={self._installation.var_dir} {create}"
+            )
+
+    def _set_up_demo(self) -> None:
+        self._supervisor.say("This installation is empty: setting up a demo team (DEMO=0 leaves it out).")
+        environment = {
+            "COUNTERSIGN_VAR": str(self._installation.var_dir),
+            "WEB_PORT": str(self._web_port),
+            "INFERENCE_PORT": str(self._inference_port),
+        }
+        try:
+            with self._timed("demo team"):
+                step = self._supervisor.begin_step([*MANAGE, "demo"], environment, None)
+                self._supervisor.finish_step(step, "manage.py demo")
+        except StartupProblem as problem:
+            self._supervisor.say(f"{problem} Countersign runs without a demo team.")
+
+    def _has_users(self) -> bool:
+        # Not through Django: its settings were read before the database's place was known.
+        table = psycopg.sql.Identifier(get_user_model()._meta.db_table)
+        query = psycopg.sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table)
+        with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=5) as connection:
+            row = connection.execute(query).fetchone()
+        return row is not None and bool(row[0])
+
+
+def read_port(variable: str, default: int) -> int:
+    """The port that the environment ``variable`` names. Raises ``StartupProblem`` when it is no number."""
+    written = os.environ.get(variable, "") or str(default)
+    if not written.isascii() or not written.isdigit():
+        raise StartupProblem(f"{variable} is {written!r}: choose a port from 1 to 65535.")
+    return int(written)
+
+
+def is_on(variable: str, *, default: bool) -> bool:
+    """A switch from the environment: 0, false, no and off are off."""
+    written = os.environ.get(variable, "").strip().lower()
+    return written not in {"0", "false", "no", "off"} if written else default
+
+
+def static_digest() -> str:
+    """One digest over every static file and over what compresses them."""
+    digest = hashlib.sha256(f"whitenoise {version('whitenoise')} brotli {version('brotli')}".encode())
+    for finder in get_finders():
+        for path, storage in finder.list([]):
+            with storage.open(path) as file:
+                digest.update(f"{path}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
+    return digest.hexdigest()
