@@ -181,7 +181,7 @@ def errors(form: BaseForm) -> dict[str, Any]:
 
 
 @register.inclusion_tag("components/_chart.html")
-def chart(figure: Mapping[str, Any], id: str, title: str = "", level: int = 3) -> dict[str, Any]:  # noqa: A002
+def chart(figure: Mapping[str, Any], id: str, title: str = "", level: int = 3) -> dict[str, Any]:
     """A Plotly figure with its one-sentence summary and its table.
 
     `figure` has `data` and `layout` (plotly.js schema, colours by token name), `summary` and
