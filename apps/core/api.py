@@ -33,6 +33,7 @@ class TeamViewSet(viewsets.GenericViewSet[Any]):
     a map from action to the permission it needs.
     """
 
+    pagination_class = NewestFirstPagination
     permissions: ClassVar[dict[str, str]] = {}
     lookup_value_regex = "[^/]+"
 

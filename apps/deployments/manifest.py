@@ -1,0 +1,133 @@
+"""Writing the serving manifest: what is to serve, who may call it, signed and numbered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone
+
+from apps.accounts.models import ApiToken
+from apps.deployments.models import Deployment, Endpoint, ServingManifest
+from inference.contracts import (
+    MANIFEST_CHANNEL,
+    DeploymentEntry,
+    EndpointEntry,
+    Signature,
+    TokenEntry,
+    sign_manifest,
+    token_digest,
+)
+from inference.contracts import ServingManifest as Manifest
+
+CONSOLE_TOKEN_ID: Final = 0
+"""Token id under which predictions from the console's own “Try it” form are logged."""
+_WARM_FOR: Final = timedelta(hours=1)
+_KEPT_GENERATIONS: Final = 1_000
+_LOCK: Final = 7_203_114_507  # advisory lock: generations are handed out one at a time
+
+
+@transaction.atomic
+def publish_manifest() -> ServingManifest | None:
+    """Write the next generation if what it would say has changed; None if not.
+
+    Runs in the transaction of the change, so that replicas can never see the one without the other.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    latest = ServingManifest.objects.order_by("-generation").first()
+    now = timezone.now()
+    manifest = Manifest(0, "", _entries(now))
+    content_digest = hashlib.sha256(manifest.to_bytes()).hexdigest()
+    if latest is not None and latest.content_digest == content_digest:
+        return None
+    generation = latest.generation + 1 if latest else 1
+    body = replace(manifest, generation=generation, issued_at=now.astimezone(UTC).isoformat()).to_bytes()
+    written = ServingManifest.objects.create(
+        generation=generation,
+        body=body.decode(),
+        signature=sign_manifest(body, _signing_key()),
+        content_digest=content_digest,
+    )
+    ServingManifest.objects.filter(generation__lte=generation - _KEPT_GENERATIONS).delete()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [MANIFEST_CHANNEL, str(generation)])
+    return written
+
+
+def console_token() -> str:
+    """The token with which the console itself calls an endpoint for a signed-in person."""
+    return settings.INSTALLATION.secret("console_token")
+
+
+def _signing_key() -> Ed25519PrivateKey:
+    """Read for each signature, so that the key does not stay in a web process's memory."""
+    key = load_pem_private_key(settings.INSTALLATION.ensure_signing_key("manifest").read_bytes(), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TypeError("The manifest's signing key is not an Ed25519 key.")
+    return key
+
+
+def _entries(now: datetime) -> tuple[EndpointEntry, ...]:
+    pepper = settings.INSTALLATION.secret("token_pepper").encode()
+    console = TokenEntry(CONSOLE_TOKEN_ID, token_digest(console_token(), pepper), None)
+    deployments = _deployments(now)
+    tokens = _tokens()
+    return tuple(
+        EndpointEntry(
+            name=endpoint.name,
+            endpoint_id=endpoint.pk,
+            team=endpoint.team.slug,
+            deployments=tuple(deployments[endpoint.pk]),
+            access=(console, *tokens[endpoint.team_id]),
+        )
+        for endpoint in Endpoint.objects.select_related("team").order_by("name")
+        if endpoint.pk in deployments
+    )
+
+
+def _deployments(now: datetime) -> dict[int, list[DeploymentEntry]]:
+    """What serves, and what served until a moment ago and stays warm for a rollback, by endpoint."""
+    rows = Deployment.objects.select_related("model_version__model", "model_version__artifact").order_by("-id")
+    entries: dict[int, list[DeploymentEntry]] = defaultdict(list)
+    for deployment in rows.active():
+        entries[deployment.endpoint_id].append(_entry(deployment, is_active=True))
+    for deployment in rows.retired_since(now - _WARM_FOR):
+        loaded = entries.get(deployment.endpoint_id, [])
+        digest = deployment.model_version.artifact.sha256
+        if loaded and all(entry.artifact_digest != digest for entry in loaded):
+            loaded.append(_entry(deployment, is_active=False))
+    return entries
+
+
+def _entry(deployment: Deployment, *, is_active: bool) -> DeploymentEntry:
+    model_version = deployment.model_version
+    return DeploymentEntry(
+        deployment_id=deployment.pk,
+        model=model_version.model.name,
+        model_version=model_version.number,
+        artifact_digest=model_version.artifact.sha256,
+        artifact_path=model_version.artifact.path,
+        artifact_size=model_version.artifact.size_bytes,
+        role=deployment.role if is_active else "standby",
+        weight=deployment.weight if is_active else 0,
+        signature=Signature.from_dict(model_version.signature),
+        promotion_request_id=deployment.promotion_request_id,
+    )
+
+
+def _tokens() -> dict[int, list[TokenEntry]]:
+    """Tokens that may predict, by team."""
+    entries: dict[int, list[TokenEntry]] = defaultdict(list)
+    for token in ApiToken.objects.usable().select_related("membership__user").order_by("pk"):
+        if "deployments.predict" in token.permissions:
+            expires_at = token.expires_at.timestamp() if token.expires_at else None
+            entries[token.team_id].append(TokenEntry(token.pk, token.digest, expires_at))
+    return entries

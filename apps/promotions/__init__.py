@@ -1,0 +1,1 @@
+"""Promotion requests: frozen evidence, a second person's signature, and the way into service."""

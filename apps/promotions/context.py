@@ -1,0 +1,15 @@
+"""The badge beside “Inbox” on every page."""
+
+from typing import Any
+
+from django.http import HttpRequest
+
+from apps.promotions.models import PromotionRequest
+
+
+def inbox(request: HttpRequest) -> dict[str, Any]:
+    """How many requests wait for this person's signature; counted only if the template asks, once."""
+    actor = getattr(request, "actor", None)
+    if actor is None or not actor.can("promotions.review"):
+        return {}
+    return {"inbox_count": PromotionRequest.objects.for_team(request.team).decidable_by(actor.user_id).count()}

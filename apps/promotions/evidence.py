@@ -1,0 +1,78 @@
+"""What a request freezes: the facts that the decision rests on, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from apps.audit.chain import canonical_json
+from apps.deployments.models import Deployment, Endpoint
+from apps.evaluation.evidence import evaluation_evidence
+from apps.evaluation.models import EvaluationRun
+from apps.registry.models import ModelVersion
+
+_MAX_RUNS = 20
+
+
+def collect_evidence(*, model_version: ModelVersion, endpoint: Endpoint, champion: Deployment | None) -> dict[str, Any]:
+    """Everything known about the version, and about the one it would replace, as a JSON document."""
+    return {
+        "format": "countersign/evidence/v1",
+        "endpoint": endpoint.name,
+        "candidate": version_evidence(model_version),
+        "champion": version_evidence(champion.model_version) if champion else None,
+    }
+
+
+def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
+    """A version's identity, its validation and its finished evaluations, newest first."""
+    runs = EvaluationRun.objects.finished().filter(model_version=model_version).order_by("-id")[:_MAX_RUNS]
+    return {
+        "model": model_version.model.name,
+        "task": model_version.model.task,
+        "number": model_version.number,
+        "artifact_digest": model_version.artifact.sha256,
+        "size_bytes": model_version.artifact.size_bytes,
+        "signature": model_version.signature,
+        "opset": model_version.opset,
+        "producer": model_version.producer,
+        "warmup_ms": model_version.warmup_ms,
+        "uploaded_by": model_version.uploaded_by.name,
+        "uploaded_at": model_version.uploaded_at.isoformat(),
+        "evaluations": [evaluation_evidence(run) for run in runs],
+    }
+
+
+def digest_of(evidence: dict[str, Any]) -> str:
+    """Hex SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(evidence).encode()).hexdigest()
+
+
+def metric_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    """Candidate beside champion for each metric that both have on the same dataset, target and features.
+
+    Rows: ``metric, dataset, candidate, champion`` (each with value, ci_low, ci_high) and ``change``. Metrics of the
+    candidate without a counterpart come with ``champion`` None.
+    """
+    champion = evidence.get("champion") or {"evaluations": []}
+    theirs = _metrics_by_place(champion["evaluations"])
+    rows = []
+    for place, metric in _metrics_by_place(evidence["candidate"]["evaluations"]).items():
+        other = theirs.get(place)
+        comparable = other is not None and None not in (metric["value"], other["value"])
+        change = metric["value"] - other["value"] if comparable and other else None
+        rows.append(
+            {"metric": place[-1], "dataset": metric["dataset"], "candidate": metric, "champion": other, "change": change}
+        )
+    return rows
+
+
+def _metrics_by_place(evaluations: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The newest value of each metric by (dataset digest, target, metric name)."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for run in evaluations:
+        label = f"{run['dataset']['name']} v{run['dataset']['number']}"
+        for metric in run["metrics"]:
+            place = (run["dataset"]["sha256"], run["target"], metric["name"])
+            found.setdefault(place, metric | {"dataset": label})
+    return found

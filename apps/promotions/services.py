@@ -1,0 +1,242 @@
+"""From a request to a version in service: one function per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from apps.accounts.models import User
+from apps.audit.actor import Actor
+from apps.audit.services import record
+from apps.core.controller import wake_controller
+from apps.core.errors import Conflict, DomainError, NotAllowed
+from apps.deployments.models import Deployment, Endpoint
+from apps.deployments.observed import observe
+from apps.deployments.services import current_champion, deploy_version
+from apps.promotions.evidence import collect_evidence, digest_of
+from apps.promotions.models import (
+    APPROVAL_LIFETIME,
+    REQUEST_LIFETIME,
+    Decision,
+    Meaning,
+    PromotionRequest,
+    RequestState,
+    Review,
+    RolloutState,
+)
+from apps.registry.models import ModelVersion, ModelVersionState
+
+
+@transaction.atomic
+def request_promotion(
+    actor: Actor, *, team: Any, model_version: ModelVersion, endpoint: Endpoint, justification: str
+) -> PromotionRequest:
+    """Ask for a version to become an endpoint's champion; freezes the evidence as it stands now."""
+    actor.require("promotions.request")
+    if model_version.state != ModelVersionState.READY:
+        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be promoted.")
+    champion = current_champion(endpoint)
+    if champion is not None and champion.model_version_id == model_version.pk:
+        raise Conflict(f"{model_version} serves on {endpoint.name} already.", field="endpoint")
+    # Locked, so that of two requests at once the second one sees the first.
+    Endpoint.objects.select_for_update().get(pk=endpoint.pk)
+    if PromotionRequest.objects.submitted().filter(endpoint=endpoint, model_version=model_version).exists():
+        raise Conflict(f"There is an open request for {model_version} on {endpoint.name} already.", field="endpoint")
+    evidence = collect_evidence(model_version=model_version, endpoint=endpoint, champion=champion)
+    now = timezone.now()
+    request = PromotionRequest.objects.create(
+        team=team,
+        endpoint=endpoint,
+        model_version=model_version,
+        justification=justification,
+        artifact_digest=model_version.artifact.sha256,
+        evidence=evidence,
+        evidence_digest=digest_of(evidence),
+        requested_by_id=actor.user_id,
+        requested_at=now,
+        expires_at=now + REQUEST_LIFETIME,
+    )
+    after = {"artifact_digest": request.artifact_digest, "evidence_digest": request.evidence_digest}
+    record(actor, "promotion.submitted", request, team=team, after=after, reason=justification)
+    return request
+
+
+def why_not_review(actor: Actor, request: PromotionRequest) -> str:
+    """Why this person cannot decide on the request; empty if they can."""
+    if not request.is_open:
+        return f"It is {request.get_state_display().lower()} already."
+    if not actor.can("promotions.review"):
+        return "Only a compliance officer decides on promotions."
+    if actor.token_id is not None:
+        return "A token never approves: sign in to the console."
+    if actor.user_id == request.requested_by_id:
+        return "You requested this promotion, so somebody else must decide."
+    if actor.user_id == request.model_version.uploaded_by_id:
+        return "You uploaded this version, so somebody else must decide."
+    return ""
+
+
+@transaction.atomic
+def review_promotion(
+    actor: Actor,
+    *,
+    request: PromotionRequest,
+    decision: Decision,
+    meaning: Meaning,
+    comment: str,
+    password: str,
+    evidence_digest: str,
+) -> Review:
+    """Sign a decision. The person re-enters their password, and names the evidence that they saw.
+
+    Raises ``NotAllowed`` for whoever may not decide, ``DomainError`` for a wrong password, ``Conflict`` if the request
+    has been decided or is not what the person saw.
+    """
+    request = (
+        PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team").get(pk=request.pk)
+    )
+    if not request.is_open:
+        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
+    if reason := why_not_review(actor, request):
+        raise NotAllowed(reason)
+    reviewer = User.objects.get(pk=actor.user_id)
+    if not reviewer.check_password(password):
+        raise DomainError("That is not your password. Nothing was signed.", field="password")
+    if (meaning == Meaning.REJECTION) != (decision == Decision.REJECTED):
+        raise DomainError("The meaning of the signature does not fit the decision.", field="meaning")
+    _require_unchanged(request, evidence_digest)
+    now = timezone.now()
+    review = Review.objects.create(
+        request=request,
+        reviewer=reviewer,
+        reviewer_name=reviewer.name,
+        decision=decision,
+        meaning=meaning,
+        comment=comment,
+        artifact_digest=request.artifact_digest,
+        evidence_digest=request.evidence_digest,
+        signed_at=now,
+    )
+    request.decided_at = now
+    if decision == Decision.APPROVED:
+        request.state, request.rollout = RequestState.APPROVED, RolloutState.QUEUED
+        request.expires_at = now + APPROVAL_LIFETIME
+    else:
+        request.state, request.rollout = RequestState.REJECTED, RolloutState.ENDED
+    request.save(update_fields=["state", "rollout", "decided_at", "expires_at"])
+    after = {
+        "meaning": Meaning(meaning).label,
+        "signed_name": reviewer.name,
+        "artifact_digest": review.artifact_digest,
+        "evidence_digest": review.evidence_digest,
+    }
+    record(actor, f"promotion.{decision.lower()}", request, team=request.team, after=after, reason=comment)
+    wake_controller()
+    return review
+
+
+def _require_unchanged(request: PromotionRequest, seen_evidence_digest: str) -> None:
+    """The signature binds what was seen: refuse if it, the evidence or the artifact is not what was requested."""
+    version = request.model_version
+    if seen_evidence_digest != request.evidence_digest or digest_of(request.evidence) != request.evidence_digest:
+        raise Conflict("The evidence is not what you saw. Open the request again.")
+    if version.artifact.sha256 != request.artifact_digest:
+        raise Conflict("The artifact is not the one that was requested. Ask for a new request.")
+    if version.state != ModelVersionState.READY:
+        raise Conflict(f"{version} is not ready any more, so it cannot be promoted.")
+
+
+@transaction.atomic
+def cancel_promotion(actor: Actor, *, request: PromotionRequest) -> PromotionRequest:
+    """Withdraw one's own request while nobody has decided."""
+    request = PromotionRequest.objects.select_for_update(of=("self",)).with_names().get(pk=request.pk)
+    if actor.user_id != request.requested_by_id:
+        raise NotAllowed("Only the person who made the request can withdraw it.")
+    if not request.is_open:
+        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
+    _end(actor, request, RequestState.CANCELLED, "promotion.cancelled")
+    return request
+
+
+def _end(actor: Actor, request: PromotionRequest, state: RequestState, action: str) -> None:
+    request.state, request.rollout, request.decided_at = state, RolloutState.ENDED, timezone.now()
+    request.save(update_fields=["state", "rollout", "decided_at"])
+    record(actor, action, request, team=request.team)
+
+
+def expire_promotions() -> int:
+    """End requests past their time. Called by the controller; returns how many."""
+    overdue = list(PromotionRequest.objects.overdue().values_list("pk", flat=True)[:100])
+    for pk in overdue:
+        with transaction.atomic():
+            request = PromotionRequest.objects.overdue().select_for_update(of=("self",)).filter(pk=pk).first()
+            if request is not None:
+                _end(Actor.system("controller"), request, RequestState.EXPIRED, "promotion.expired")
+    return len(overdue)
+
+
+def apply_promotions() -> int:
+    """Put approved versions into service, and follow those on their way. Called by the controller; returns how many."""
+    rolling = PromotionRequest.objects.filter(rollout__in=(RolloutState.QUEUED, RolloutState.APPLYING))
+    keys = list(rolling.order_by("pk").values_list("pk", flat=True)[:100])
+    for pk in keys:
+        _apply(pk)
+    return len(keys)
+
+
+@transaction.atomic
+def _apply(pk: int) -> None:
+    request = PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team").get(pk=pk)
+    if request.rollout == RolloutState.QUEUED:
+        _start_rollout(request)
+    elif request.rollout == RolloutState.APPLYING:
+        _follow_rollout(request)
+
+
+def _start_rollout(request: PromotionRequest) -> None:
+    actor = Actor.system("controller")
+    review = request.reviews.get(decision=Decision.APPROVED)
+    bound = (review.artifact_digest, review.evidence_digest)
+    current = (request.model_version.artifact.sha256, digest_of(request.evidence))
+    if bound != current or request.model_version.state != ModelVersionState.READY:
+        message = "What was approved is not what is stored any more. The approval is void: make a new request."
+        _set_rollout(actor, request, RolloutState.FAILED, message)
+        return
+    deployment = deploy_version(
+        actor, endpoint=request.endpoint, model_version=request.model_version, promotion_request_id=request.pk
+    )
+    # Whatever this request replaces is no longer on its way.
+    replaced = PromotionRequest.objects.filter(
+        endpoint=request.endpoint, rollout__in=(RolloutState.APPLYING, RolloutState.LIVE)
+    )
+    replaced.exclude(pk=request.pk).update(rollout=RolloutState.ENDED)
+    request.deployment_id = deployment.pk
+    _set_rollout(actor, request, RolloutState.APPLYING, "Inference is loading the version.")
+
+
+def _follow_rollout(request: PromotionRequest) -> None:
+    actor = Actor.system("controller")
+    deployment = Deployment.objects.filter(pk=request.deployment_id, retired_at=None).first()
+    if deployment is None:
+        _set_rollout(actor, request, RolloutState.ENDED, "Another version took its place before it was live.")
+        return
+    seen = observe(deployment)
+    if seen.state == "SERVING":
+        request.applied_at = timezone.now()
+        _set_rollout(actor, request, RolloutState.LIVE, seen.sentence)
+    elif seen.state == "FAILED":
+        _set_rollout(actor, request, RolloutState.FAILED, f"Inference could not load it: {seen.sentence}")
+
+
+def _set_rollout(actor: Actor, request: PromotionRequest, rollout: RolloutState, message: str) -> None:
+    request.rollout, request.rollout_message = rollout, message[:300]
+    request.save(update_fields=["rollout", "rollout_message", "deployment_id", "applied_at"])
+    actions = {
+        RolloutState.APPLYING: "promotion.rollout_started",
+        RolloutState.LIVE: "promotion.applied",
+        RolloutState.FAILED: "promotion.rollout_failed",
+        RolloutState.ENDED: "promotion.rollout_ended",
+    }
+    record(actor, actions[rollout], request, team=request.team, after={"detail": message})

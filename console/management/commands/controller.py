@@ -1,0 +1,80 @@
+"""``manage.py controller``: the one process that ticks. Of several, one leads and the others wait."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import psycopg
+from django.core.management.base import BaseCommand
+from django.db import close_old_connections, connection
+
+from apps.core.controller import CHANNEL
+from apps.deployments.manifest import publish_manifest
+from apps.jobs.services import recover_jobs
+from apps.monitoring.services import prune_rollups
+from apps.promotions.services import apply_promotions, expire_promotions
+
+logger = logging.getLogger(__name__)
+
+_LEADER_LOCK: Final = 7_203_114_501
+_TICK_S: Final = 1.0
+
+# What to do, and how many seconds may pass between two times.
+DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
+    (apply_promotions, 0),
+    (publish_manifest, 0),  # tokens and members change who may call an endpoint
+    (recover_jobs, 5),
+    (expire_promotions, 60),
+    (prune_rollups, 600),
+)
+
+
+class Command(BaseCommand):
+    """Tick every second, or at once when something knocks."""
+
+    help = "Apply approved promotions, publish manifests, recover jobs, expire requests."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run until SIGTERM. A database that goes away is waited for."""
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        while not stop.is_set():
+            try:
+                with psycopg.connect(**connection.get_connection_params() | {"autocommit": True}) as ears:
+                    self._lead(ears, stop)
+            except psycopg.OperationalError as error:
+                logger.warning("The database does not answer, trying again: %s", str(error).splitlines()[0])
+                stop.wait(_TICK_S)
+
+    def _lead(self, ears: psycopg.Connection[Any], stop: threading.Event) -> None:
+        """Wait to become the leader, then tick. The lock goes with the connection."""
+        while not stop.is_set():
+            row = ears.execute("SELECT pg_try_advisory_lock(%s)", [_LEADER_LOCK]).fetchone()
+            if row and row[0]:
+                break
+            stop.wait(_TICK_S)
+        ears.execute(f"LISTEN {CHANNEL}")
+        done_at = dict.fromkeys(range(len(DUTIES)), float("-inf"))
+        while not stop.is_set():
+            self._tick(done_at)
+            for _ in ears.notifies(timeout=_TICK_S, stop_after=1):
+                pass
+
+    def _tick(self, done_at: dict[int, float]) -> None:
+        """Do what is due. One duty that fails does not keep the others from being done."""
+        close_old_connections()
+        now = time.monotonic()
+        for index, (duty, every_s) in enumerate(DUTIES):
+            if now - done_at[index] < every_s:
+                continue
+            try:
+                duty()
+            except Exception:
+                logger.exception("%s failed; trying again at the next tick", duty.__name__)
+            done_at[index] = now

@@ -1,0 +1,1 @@
+"""The suite: real PostgreSQL, real ONNX models, real processes, a real browser."""

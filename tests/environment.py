@@ -1,0 +1,16 @@
+"""Loaded as the first plugin, before Django's settings are read: an installation of the suite's own."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+VAR = tempfile.mkdtemp(prefix="countersign-test-")
+os.chmod(VAR, 0o711)  # the embedded database's account has to pass through
+atexit.register(shutil.rmtree, VAR, ignore_errors=True)
+
+os.environ["COUNTERSIGN_VAR"] = VAR
+os.environ["COUNTERSIGN_DATABASE_ROLE"] = "owner"
+os.environ.setdefault("LOG_LEVEL", "ERROR")
+os.environ.pop("INFERENCE_URL", None)
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
