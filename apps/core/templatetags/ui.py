@@ -188,12 +188,15 @@ def chart(figure: Mapping[str, Any], id: str, title: str = "", level: int = 3) -
     `table` = {"columns": [...], "rows": [[...]]}. `level` is the heading level of `title` (2 or 3).
     """
     spec = _json_safe({"data": figure["data"], "layout": figure.get("layout", {})})
+    columns, rows = figure["table"]["columns"], figure["table"]["rows"]
+    first_row = rows[0] if rows else [None] * len(columns)
     return {
         "id": id,
         "title": title,
         "level": level,
         "summary": figure["summary"],
-        "table": figure["table"],
+        "columns": [(column, is_number(value)) for column, value in zip(columns, first_row, strict=True)],
+        "rows": rows,
         # An attribute, not a script element: htmx drops every script element from the fragments it swaps in.
         "spec": json.dumps(spec, cls=DjangoJSONEncoder, separators=(",", ":")),
     }
