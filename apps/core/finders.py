@@ -19,7 +19,7 @@ class PlotlyFinder(BaseFinder):
         if spec is None or not spec.origin:
             raise ModuleNotFoundError("plotly is not installed: run `make up` or install requirements.lock.")
         self.storage = FileSystemStorage(location=Path(spec.origin).parent / "package_data")
-        self.storage.prefix = self.prefix  # type: ignore[attr-defined]
+        self.storage.prefix = self.prefix
 
     def check(self, **kwargs: Any) -> list[Any]:
         """Nothing to configure, so nothing to check."""

@@ -41,14 +41,15 @@
     return result;
   }
 
-  function houseLayout(layout, id) {
+  function houseLayout(layout, id, named) {
     const font = { family: getComputedStyle(document.body).fontFamily, size: 11, color: colours.muted };
     const axis = { automargin: true, zeroline: false, linecolor: colours.line, tickcolor: colours.line, tickfont: font, title: { font, standoff: 8 } };
     const house = {
       margin: { l: 36, r: 8, t: 22, b: 36 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font,
       colorway: ["c1", "c2", "c3", "c4", "c5", "c6"].map((name) => colours[name]),
-      hovermode: "x unified", dragmode: "zoom", uirevision: id, showlegend: false,
+      hovermode: "x unified", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger must still scroll the page
+      uirevision: id, showlegend: named > 1,
       hoverlabel: { bgcolor: colours.surface, bordercolor: colours.line, font: { ...font, color: colours.text } },
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left", font, bgcolor: "rgba(0,0,0,0)" },
       xaxis: {}, yaxis: {},
@@ -75,7 +76,8 @@
     if (drawn.get(plot) === figure.dataset.chart) return;
     const spec = JSON.parse(figure.dataset.chart);
     if (spec.layout.height) plot.style.blockSize = `${spec.layout.height}px`;
-    const layout = houseLayout(resolve(spec.layout, false), figure.id);
+    const named = spec.data.filter((trace) => trace.name && trace.showlegend !== false).length;
+    const layout = houseLayout(resolve(spec.layout, false), figure.id, named);
     window.Plotly.react(plot, resolve(spec.data, false).map(houseTrace), layout, CONFIG);
     drawn.set(plot, figure.dataset.chart);
   }
@@ -110,5 +112,5 @@
   drawAll();
   document.addEventListener("htmx:afterSettle", drawAll);
   document.addEventListener("themechange", recolour);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", recolour);
 })();

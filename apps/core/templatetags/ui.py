@@ -11,8 +11,7 @@ from django.core.paginator import Page
 from django.core.serializers.json import DjangoJSONEncoder
 from django.forms import BaseForm, BoundField
 from django.http import QueryDict
-from django.template.context import Context
-from django.template.loader import render_to_string
+from django.template import Context, Engine
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -260,8 +259,9 @@ def _numbered(page: Page[Any], query: QueryDict) -> dict[str, Any]:
 @register.simple_block_tag(takes_context=True)
 def navigation(context: Context, content: str) -> str:
     """The side navigation; the block's text is the key of the current page's entry."""
+    nav = Engine.get_default().get_template("components/_nav.html")
     with context.push(nav_key=content.strip()):
-        return render_to_string("components/_nav.html", context.flatten())
+        return nav.render(context)
 
 
 @register.simple_tag(takes_context=True)
