@@ -31,7 +31,7 @@
   }
 
   // Copy buttons: beside each digest, and for any [data-copy-from="#id"] button.
-  function addCopyButtons(root = document) {
+  function addCopyButtons(root) {
     for (const code of root.querySelectorAll("code[data-copy]:not([data-ready])")) {
       code.dataset.ready = "";
       const button = document.createElement("button");
@@ -41,6 +41,16 @@
       button.textContent = "Copy";
       button.setAttribute("aria-label", `Copy the digest ${code.textContent}`);
       code.after(button);
+    }
+  }
+
+  // A wide table scrolls sideways; the keyboard must reach it even when nothing in it takes the focus.
+  function makeScrollersReachable(root) {
+    for (const wrap of root.querySelectorAll(".table-wrap:not([tabindex])")) {
+      if (wrap.scrollWidth <= wrap.clientWidth || wrap.querySelector("a, button, input, select")) continue;
+      wrap.tabIndex = 0;
+      wrap.setAttribute("role", "region");
+      wrap.setAttribute("aria-label", wrap.closest("section, figure")?.querySelector("h2, h3")?.textContent || "Table");
     }
   }
 
@@ -55,6 +65,12 @@
       if (source) getSelection().selectAllChildren(source);
     }
     setTimeout(() => { button.textContent = label; }, 1500);
+  }
+
+  function enhance(root) {
+    showTimes(root);
+    addCopyButtons(root);
+    makeScrollersReachable(root);
   }
 
   // Theme: the stored choice is applied before the first paint by theme.js.
@@ -155,13 +171,11 @@
   }
   document.addEventListener("htmx:afterSettle", (event) => {
     const root = event.detail.elt;
-    showTimes(root);
-    addCopyButtons(root);
+    enhance(root);
     root.querySelector(".error-summary")?.focus();
   });
 
-  showTimes();
-  addCopyButtons();
+  enhance(document);
   markTheme();
   document.querySelector(".error-summary")?.focus();
   setInterval(() => { if (!document.hidden) showTimes(); }, MINUTE);
