@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any, Self
 
 from django.db import models
 from django.db.models.fields.json import KeyTextTransform
 from django.db.models.functions import Cast
+from django.utils.functional import cached_property
 
 from apps.core.querysets import TeamScopedQuerySet
 
@@ -91,3 +93,26 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.seq}: {self.action}"
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The body, read."""
+        document: dict[str, Any] = json.loads(self.body)
+        return document
+
+    @property
+    def reason(self) -> str:
+        """The reason or comment that the actor gave."""
+        return str(self.document["reason"])
+
+    @property
+    def request_id(self) -> str:
+        """The request in which it happened."""
+        return str(self.document["request_id"])
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """``name``, ``before`` and ``after`` of everything that changed; an empty string where there is no value."""
+        before, after = self.document["before"] or {}, self.document["after"] or {}
+        names = sorted(before.keys() | after.keys())
+        return [{"name": name, "before": before.get(name, ""), "after": after.get(name, "")} for name in names]

@@ -15,6 +15,7 @@ from apps.jobs.models import Job, JobState
 from apps.jobs.runner import JobRun, dispatch, retry_or_park
 
 MAX_UNFINISHED_PER_TEAM: Final = 200
+RETRYABLE: Final = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.PARKED})
 _TICKET_LOST_AFTER: Final = timedelta(minutes=10)
 
 
@@ -55,7 +56,7 @@ def cancel_job(actor: Actor, *, job: Job) -> Job:
 def retry_job(actor: Actor, *, job: Job) -> Job:
     """Queue a job again that failed, was cancelled or was parked, with its attempts counted anew."""
     job = Job.objects.select_for_update().get(pk=job.pk)
-    if job.state not in (JobState.FAILED, JobState.CANCELLED, JobState.PARKED):
+    if job.state not in RETRYABLE:
         raise Conflict("Only a job that failed, was cancelled or was parked can be tried again.")
     job.state, job.attempt, job.progress, job.finished_at = JobState.QUEUED, 0, 0.0, None
     job.message, job.queued_at = "Queued again", timezone.now()

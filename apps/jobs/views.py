@@ -30,7 +30,8 @@ def job_list(request: HttpRequest) -> HttpResponse:
 def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """One job: progress, outcome, log tail."""
     job = get_object_or_404(Job.objects.for_team(request.team).select_related("requested_by"), pk=pk)
-    return render(request, "jobs/job_detail.html", {"job": job})
+    context = {"job": job, "may_control": may_control(request, job), "may_retry": job.state in services.RETRYABLE}
+    return render(request, "jobs/job_detail.html", context)
 
 
 @require_GET
