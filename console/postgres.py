@@ -427,7 +427,8 @@ def _role_statements(passwords: dict[str, str]) -> str:
     lines = []
     for role, attributes in (("owner", "LOGIN CREATEDB"), ("app", "LOGIN")):
         lines.append(
-            f"DO $$ BEGIN CREATE ROLE countersign_{role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n"
+            f"DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'countersign_{role}') "
+            f"THEN CREATE ROLE countersign_{role}; END IF; END $$;\n"
             f"ALTER ROLE countersign_{role} {attributes} NOSUPERUSER PASSWORD '{passwords[role]}';\n"
         )
     return "".join(lines)

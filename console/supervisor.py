@@ -34,7 +34,7 @@ STEADY_S: Final = 30.0  # a service that ran this long is no longer "dying at it
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
 FAILURES_TO_REPORT: Final = 4
-SERVICE_STOP_S: Final = 4.5  # with the database's own limit below the 10 s that a stop may take
+SERVICE_STOP_S: Final = 4.0  # with the database's own limit below the 10 s that a stop may take
 LOG_LIMIT_BYTES: Final = 50 * 2**20
 PROBLEM_LINES_PER_TICK: Final = 5
 
@@ -48,12 +48,13 @@ class StopRequested(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A long-running child. ``health_url`` answers 200 when it is ready; without one, running is being ready."""
+    """A long-running child, ready when ``health_url`` answers 200; without one, when it has run for ``settle_s``."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     health_url: str = ""
+    settle_s: float = 3.0
 
 
 class LogTail:
@@ -122,7 +123,9 @@ class _Child:
 
     def check_ready(self) -> bool:
         if not self.is_ready and self.process is not None and self.process.poll() is None:
-            self.is_ready = not self.service.health_url or answers(self.service.health_url)
+            url = self.service.health_url
+            has_settled = time.monotonic() - self.started_at >= self.service.settle_s
+            self.is_ready = answers(url) if url else has_settled
         return self.is_ready
 
     def note_death(self, code: int) -> float:
@@ -132,6 +135,7 @@ class _Child:
             self.failures = 0
         delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0**self.failures)
         self.failures += 1
+        self.is_ready = False
         self.process = None
         self.start_at = time.monotonic() + delay_s
         return delay_s
