@@ -15,7 +15,7 @@ test: venv
 check: venv
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@$(CHECK_ENV) $(PYTHON) -m mypy .
+	@$(CHECK_ENV) $(PYTHON) -m mypy
 	@.venv/bin/lint-imports
 	@$(CHECK_ENV) $(PYTHON) manage.py check --fail-level WARNING
 	@$(CHECK_ENV) $(PYTHON) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
@@ -31,7 +31,7 @@ shots: venv
 
 # Needs uv on the PATH. No index addresses, no uv.lock: the result installs anywhere with plain pip.
 lock:
-	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
+	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	  pyproject.toml --group dev --output-file requirements.lock
 
 # The installed lock is kept inside .venv: equal files mean that there is nothing to do.

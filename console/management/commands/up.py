@@ -18,13 +18,14 @@ from django.contrib.auth import get_user_model
 from django.contrib.staticfiles.finders import get_finders
 from django.core.management.base import BaseCommand
 
-from console.installation import Installation, StartupProblem
+from console.installation import Installation, SigningKey, StartupProblem
 from console.postgres import EmbeddedPostgres
 from console.supervisor import Service, Step, StopRequested, Supervisor, check_disk, check_port
 
 NEEDED_DISK_BYTES: Final = 500 * 2**20
 READY_TIMEOUT_S: Final = 120.0
 MANAGE: Final = (sys.executable, str(settings.BASE_DIR / "manage.py"))
+SIGNING_KEYS: Final[tuple[SigningKey, ...]] = ("manifest", "audit")
 AS_OWNER: Final = {"COUNTERSIGN_DATABASE_ROLE": "owner"}
 
 
@@ -73,6 +74,7 @@ class Stack:
         check_port(self._web_port, "WEB_PORT")
         check_port(self._inference_port, "INFERENCE_PORT")
         check_disk(self._installation.var_dir, NEEDED_DISK_BYTES)
+        self._make_secrets()
         static = self._begin_static()
         if not os.environ.get("DATABASE_URL"):
             with self._timed("database"):
@@ -92,6 +94,13 @@ class Stack:
         say(f"  inference  http://127.0.0.1:{self._inference_port}/v2/")
         say(f"  logs       {self._installation.logs}")
         self._explain_sign_in()
+
+    def _make_secrets(self) -> None:
+        """Services that cannot make a secret themselves find it in place."""
+        for name in ("django_secret_key", "token_pepper"):
+            self._installation.secret(name)
+        for kind in SIGNING_KEYS:
+            self._installation.ensure_signing_key(kind)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -123,7 +132,9 @@ class Stack:
     def _services(self) -> list[Service]:
         common = {
             "COUNTERSIGN_VAR": str(self._installation.var_dir),
+            "COUNTERSIGN_DATABASE_ROLE": "app",
             "INFERENCE_PORT": str(self._inference_port),
+            "INFERENCE_DRAIN_TIMEOUT_S": os.environ.get("INFERENCE_DRAIN_TIMEOUT_S", "3"),
             "PYTHONUNBUFFERED": "1",
         }
         granian = [
@@ -168,6 +179,7 @@ class Stack:
         self._supervisor.say("This installation is empty: setting up a demo team (DEMO=0 leaves it out).")
         environment = {
             "COUNTERSIGN_VAR": str(self._installation.var_dir),
+            "COUNTERSIGN_DATABASE_ROLE": "app",
             "WEB_PORT": str(self._web_port),
             "INFERENCE_PORT": str(self._inference_port),
         }
