@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 DATABASE_NAME: Final = "countersign"
+DATABASE_ROLES: Final = ("app", "owner")
 
-DatabaseRole = Literal["app", "owner"]
 SigningKey = Literal["manifest", "audit"]
 
 
@@ -202,11 +202,13 @@ class Installation:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield not all(path.exists() for path in paths)
 
-    def database_dsn(self, role: DatabaseRole = "app") -> str:
-        """The libpq URL for ``role``: ``DATABASE_URL`` / ``DATABASE_OWNER_URL``, else the embedded server's socket.
+    def database_dsn(self, role: str = "app") -> str:
+        """The libpq URL for ``app`` or ``owner``: ``DATABASE_URL`` / ``DATABASE_OWNER_URL``, else the embedded server.
 
-        ``psycopg.conninfo.conninfo_to_dict`` takes it apart.
+        ``psycopg.conninfo.conninfo_to_dict`` takes it apart. Raises ``StartupProblem`` for any other role.
         """
+        if role not in DATABASE_ROLES:
+            raise StartupProblem(f"The database has no role {role!r}: set COUNTERSIGN_DATABASE_ROLE to app or owner.")
         if external := os.environ.get("DATABASE_URL", ""):
             return os.environ.get("DATABASE_OWNER_URL", "") or external if role == "owner" else external
         password = quote(self.secret(f"database_{role}_password"), safe="")

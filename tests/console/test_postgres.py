@@ -83,7 +83,7 @@ def test_roles(installation: Installation) -> None:
         assert attributes.fetchall() == []
     with psycopg.connect(installation.database_dsn("app")) as app, pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute("CREATE TABLE intruder (id int)")
-    with pytest.raises(psycopg.OperationalError, match="no pg_hba.conf entry|rejects connection"):
+    with pytest.raises(psycopg.OperationalError, match=r"no pg_hba.conf entry|rejects connection"):
         psycopg.connect(host=str(installation.postgres_socket_dir), user="postgres", dbname="postgres")
 
 
