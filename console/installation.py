@@ -105,6 +105,11 @@ class Installation:
         return self.var_dir / "demo-accounts.txt"
 
     @property
+    def demo_traffic_file(self) -> Path:
+        """The token and the rows that the demo's traffic consists of."""
+        return self.secrets_dir / "demo-traffic.json"
+
+    @property
     def postgres_home(self) -> Path:
         """The embedded database's folder: ``var/postgres`` unless its server cannot reach that."""
         return Path(self._postgres_places().get("home", self.var_dir / "postgres"))

@@ -129,14 +129,20 @@ class Stack:
 
     # Services
 
-    def _services(self) -> list[Service]:
-        common = {
+    @property
+    def _common(self) -> dict[str, str]:
+        return {
             "COUNTERSIGN_VAR": str(self._installation.var_dir),
             "COUNTERSIGN_DATABASE_ROLE": "app",
+            "WEB_PORT": str(self._web_port),
             "INFERENCE_PORT": str(self._inference_port),
+            # Shorter than what the supervisor grants before it ends a service by force.
             "INFERENCE_DRAIN_TIMEOUT_S": os.environ.get("INFERENCE_DRAIN_TIMEOUT_S", "3"),
             "PYTHONUNBUFFERED": "1",
         }
+
+    def _services(self) -> list[Service]:
+        common = self._common
         granian = [
             sys.executable,
             "-m",
@@ -164,31 +170,27 @@ class Stack:
     # Signing in
 
     def _explain_sign_in(self) -> None:
-        accounts = self._installation.demo_accounts_file
-        if not self._has_users() and is_on("DEMO", default=True):
+        has_users, wants_demo = self._has_users(), is_on("DEMO", default=True)
+        if not has_users and wants_demo:
             self._set_up_demo()
-        elif accounts.exists():
-            self._supervisor.say(f"Sign in with an account from {accounts}.")
-        elif not self._has_users():
-            create = f"{sys.executable} {settings.BASE_DIR / 'manage.py'} create_admin"
+        elif self._installation.demo_accounts_file.exists():
+            self._supervisor.say(f"Sign in with an account from {self._installation.demo_accounts_file}.")
+        elif not has_users:
             self._supervisor.say(
-                f"No account exists yet. Create the first one: COUNTERSIGN_VAR={self._installation.var_dir} {create}"
+                "No account exists yet. Create the first one: "
+                f"COUNTERSIGN_VAR={self._installation.var_dir} {' '.join(MANAGE)} create_admin"
             )
+        if wants_demo and self._installation.demo_traffic_file.exists():
+            self._supervisor.start_services([Service("traffic", [*MANAGE, "demo_traffic"], self._common)])
 
     def _set_up_demo(self) -> None:
         self._supervisor.say("This installation is empty: setting up a demo team (DEMO=0 leaves it out).")
-        environment = {
-            "COUNTERSIGN_VAR": str(self._installation.var_dir),
-            "COUNTERSIGN_DATABASE_ROLE": "app",
-            "WEB_PORT": str(self._web_port),
-            "INFERENCE_PORT": str(self._inference_port),
-        }
         try:
             with self._timed("demo team"):
-                step = self._supervisor.begin_step([*MANAGE, "demo"], environment, None)
+                step = self._supervisor.begin_step([*MANAGE, "demo"], self._common, None)
                 self._supervisor.finish_step(step, "manage.py demo")
         except StartupProblem as problem:
-            self._supervisor.say(f"{problem} Countersign runs without a demo team.")
+            self._supervisor.say(f"{problem} Countersign runs without a complete demo team.")
 
     def _has_users(self) -> bool:
         # Not through Django: its settings were read before the database's place was known.
