@@ -30,7 +30,7 @@
     }
   }
 
-  // Copy buttons: beside each digest, and for any [data-copy-from="#id"] button.
+  // Copy buttons: beside each code[data-copy], and for any [data-copy-from="#id"] button.
   function addCopyButtons(root) {
     for (const code of root.querySelectorAll("code[data-copy]:not([data-ready])")) {
       code.dataset.ready = "";
@@ -39,7 +39,7 @@
       button.className = "btn btn-quiet copy";
       button.dataset.copyText = code.dataset.copy;
       button.textContent = "Copy";
-      button.setAttribute("aria-label", `Copy the digest ${code.textContent}`);
+      button.setAttribute("aria-label", `Copy ${code.textContent}`);
       code.after(button);
     }
   }
