@@ -36,7 +36,8 @@ LONGEST_DELAY_S: Final = 30.0
 FAILURES_TO_REPORT: Final = 4
 SERVICE_STOP_S: Final = 4.0  # with the database's own limit below the 10 s that a stop may take
 LOG_LIMIT_BYTES: Final = 50 * 2**20
-PROBLEM_LINES_PER_TICK: Final = 5
+PROBLEM_LINES: Final = 5  # shown of each log in each window
+PROBLEM_WINDOW_S: Final = 10.0
 
 PROBLEM: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC)\b|^[\w.]*(Error|Exception)\b")
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -63,19 +64,35 @@ class LogTail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = path.stat().st_size if path.exists() else 0
+        self._window_at = 0.0
+        self._shown = 0
+        self._hidden = 0
 
     def problems(self) -> list[str]:
-        """New lines since the last call that tell of a problem, at most a handful."""
+        """New lines since the last call that tell of a problem; of many in a row, a handful and a count."""
+        now = time.monotonic()
+        lines = []
+        if now - self._window_at > PROBLEM_WINDOW_S:
+            if self._hidden:
+                lines.append(f"... {self._hidden} more problem lines in {self.path}")
+            self._window_at, self._shown, self._hidden = now, 0, 0
+        found = [line for line in self._new_lines() if PROBLEM.search(line)]
+        shown = found[: PROBLEM_LINES - self._shown]
+        self._shown += len(shown)
+        self._hidden += len(found) - len(shown)
+        return lines + shown
+
+    def _new_lines(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as log:
             size = os.fstat(log.fileno()).st_size
             log.seek(min(self._offset, size))
+            # A line that is still being written is left for the next time, unless it is endless.
             chunk = log.read(2**20)
-            self._offset = log.tell() if chunk else size
+            complete = chunk[: chunk.rfind(b"\n") + 1] or (chunk if len(chunk) == 2**20 else b"")
+            self._offset = log.tell() - len(chunk) + len(complete)
             if size > LOG_LIMIT_BYTES:
                 self._rotate()
-            lines = [line for line in chunk.decode("utf-8", "replace").splitlines() if PROBLEM.search(line)]
-            hidden = len(lines) - PROBLEM_LINES_PER_TICK
-            return lines if hidden <= 0 else [*lines[:PROBLEM_LINES_PER_TICK], f"... {hidden} more in {self.path}"]
+            return complete.decode("utf-8", "replace").splitlines()
         return []
 
     def last_line(self) -> str:
@@ -162,6 +179,7 @@ class Supervisor:
         self._database_failures = 0
         self._children: list[_Child] = []
         self._token = secrets.token_hex(16)
+        self._has_started = False
         self._is_stopping = False
         self._lock: IO[bytes] | None = None
 
@@ -240,6 +258,7 @@ class Supervisor:
                         f"(full log: {child.tail.path})"
                     )
             time.sleep(TICK_S / 2)
+        self._has_started = True
 
     def begin_step(self, command: Sequence[str], environment: Mapping[str, str], log_file: Path | None) -> Step:
         """Start a command that ends by itself; its output goes to ``log_file``, or to the console without one."""
@@ -287,7 +306,7 @@ class Supervisor:
         end_marked(child.mark, grace_s=0.0)
         delay_s = child.note_death(code)
         self.say(f"{child.service.name} stopped ({_ending(code)}), starting it again in {delay_s:g} s.")
-        if child.failures == FAILURES_TO_REPORT:
+        if self._has_started and child.failures == FAILURES_TO_REPORT:
             self.say(child.complaint())
 
     def _revive_database(self, database: EmbeddedPostgres) -> None:
