@@ -1,0 +1,86 @@
+"""The inference log's catalog and the traffic's rollups. Written by the inference service, in plain SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Self
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models.functions import Now
+
+
+class LogSegmentQuerySet(models.QuerySet["LogSegment"]):
+    """Reads of the catalog."""
+
+    def of_endpoint(self, endpoint_id: int) -> Self:
+        """The segments that hold predictions of one endpoint."""
+        return self.filter(endpoint_id=endpoint_id)
+
+    def within(self, since: datetime | None, until: datetime | None) -> Self:
+        """Those that may hold predictions received from ``since`` up to and including ``until``; None leaves an end open."""
+        rows = self if since is None else self.filter(ended_at__gte=since)
+        return rows if until is None else rows.filter(started_at__lte=until)
+
+
+class LogSegment(models.Model):
+    """A Parquet file with predictions of one model version on one endpoint, received within a span of time."""
+
+    path = models.TextField(unique=True)  # relative to the store's root
+    sha256 = models.CharField(max_length=64)
+    # Plain numbers: a segment outlives what it tells of.
+    endpoint_id = models.BigIntegerField()
+    endpoint = models.TextField()
+    model_version = models.IntegerField()
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField()
+    row_count = models.BigIntegerField()
+    size_bytes = models.BigIntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = LogSegmentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-ended_at", "-id")
+        indexes = (models.Index(fields=("endpoint_id", "-ended_at", "-id"), name="logsegment_newest"),)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class MetricRollupQuerySet(models.QuerySet["MetricRollup"]):
+    """Reads of rollups."""
+
+    def of_endpoints(self, endpoint_ids: Iterable[int]) -> Self:
+        """The rollups of some endpoints."""
+        return self.filter(endpoint_id__in=list(endpoint_ids))
+
+
+class MetricRollup(models.Model):
+    """What one replica did on one deployment within one second."""
+
+    endpoint_id = models.BigIntegerField()
+    deployment_id = models.BigIntegerField()
+    second = models.DateTimeField()
+    replica_id = models.TextField()
+    requests = models.BigIntegerField()
+    rows = models.BigIntegerField()
+    errors = models.BigIntegerField()
+    latency_histogram = ArrayField(models.BigIntegerField())  # counts by inference.contracts.LATENCY_BUCKETS_US
+
+    objects = MetricRollupQuerySet.as_manager()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("endpoint_id", "deployment_id", "second", "replica_id"), name="metricrollup_once"
+            ),
+        )
+        indexes = (
+            models.Index(fields=("endpoint_id", "second"), name="metricrollup_window"),
+            models.Index(fields=("second",), name="metricrollup_age"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.replica_id} on deployment {self.deployment_id} at {self.second:%H:%M:%S}"

@@ -1,0 +1,13 @@
+"""URLs of the live charts and the inference log."""
+
+from django.urls import path
+
+from apps.monitoring import views
+
+app_name = "monitoring"
+urlpatterns = [
+    path("monitoring/overview/", views.overview, name="overview"),
+    path("endpoints/<slug:name>/live/", views.endpoint_live, name="endpoint-live"),
+    path("endpoints/<slug:name>/predictions/", views.prediction_list, name="prediction-list"),
+    path("endpoints/<slug:name>/predictions/<str:request_id>/", views.prediction_detail, name="prediction-detail"),
+]
