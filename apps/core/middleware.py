@@ -1,4 +1,4 @@
-"""Request ids, and the one place where the UI turns a domain error into a page."""
+"""Request ids, the upload cap, and the one place where the UI turns a domain error into a page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import re
 import uuid
 from collections.abc import Callable
 
-from django.http import HttpRequest, HttpResponse
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
-from apps.core.errors import DomainError
+from apps.core.errors import DomainError, TooLarge
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
+_FORM_ALLOWANCE = 2**20  # what a multipart body holds beside the file
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -28,6 +30,25 @@ class RequestIdMiddleware:
         response = self.get_response(request)
         response["X-Request-ID"] = request.request_id
         return response
+
+
+class UploadCapMiddleware:
+    """Refuse a request whose announced body is over the cap before a byte of it is read."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """413 with a sentence; a page for people, a problem document for programs."""
+        announced = request.META.get("CONTENT_LENGTH") or "0"
+        if not announced.isdecimal() or int(announced) <= settings.UPLOAD_MAX_BYTES + _FORM_ALLOWANCE:
+            return self.get_response(request)
+        cap = f"{settings.UPLOAD_MAX_BYTES / 1024**2:,.0f} MiB"
+        error = TooLarge(f"The upload is over this installation's cap of {cap}. Make it smaller, or raise UPLOAD_MAX_BYTES.")
+        if request.path.startswith("/api/"):
+            body = {"type": "about:blank", "title": error.title, "status": 413, "detail": error.message}
+            return JsonResponse(body, status=413, content_type="application/problem+json")
+        return render(request, "errors/refused.html", {"error": error}, status=413)
 
 
 class DomainErrorMiddleware:

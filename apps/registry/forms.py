@@ -1,0 +1,36 @@
+"""Forms of the registry."""
+
+from __future__ import annotations
+
+from django import forms
+
+from apps.accounts.models import slug_validator
+from apps.registry.models import Task
+
+
+class ModelForm(forms.Form):
+    """A new registered model."""
+
+    name = forms.CharField(
+        max_length=63, validators=[slug_validator], help_text="Lower-case letters, digits and hyphens, e.g. fraud-scorer."
+    )
+    task = forms.ChoiceField(choices=Task.choices)
+    description = forms.CharField(max_length=1_000, required=False, widget=forms.Textarea({"rows": 3}))
+
+
+class VersionForm(forms.Form):
+    """An upload."""
+
+    file = forms.FileField(label="ONNX file", widget=forms.ClearableFileInput({"accept": ".onnx"}))
+    notes = forms.CharField(
+        max_length=4_000,
+        required=False,
+        widget=forms.Textarea({"rows": 3}),
+        help_text="What changed since the version before.",
+    )
+
+
+class AliasForm(forms.Form):
+    """A name for a version."""
+
+    name = forms.CharField(label="Alias", max_length=63, validators=[slug_validator], help_text="e.g. challenger")

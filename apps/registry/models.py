@@ -1,0 +1,140 @@
+"""Registered models, artifacts, versions and aliases."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from django.db import models
+from django.urls import reverse
+
+from apps.accounts.models import slug_validator
+from apps.core.querysets import TeamScopedQuerySet
+
+
+class Task(models.TextChoices):
+    """What a model predicts."""
+
+    CLASSIFICATION = "CLASSIFICATION", "Classification"
+    REGRESSION = "REGRESSION", "Regression"
+
+
+class RegisteredModel(models.Model):
+    """A model by name; what it is worth is in its versions."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="registered_models")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    task = models.CharField(max_length=16, choices=Task.choices)
+    description = models.CharField(max_length=1_000, blank=True)
+    created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=("team", "name"), name="model_name_once_per_team"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("registry:model-detail", args=[self.name])
+
+
+class Artifact(models.Model):
+    """The bytes of a model, named by their SHA-256; ``path`` is relative to the store."""
+
+    sha256 = models.CharField(max_length=64, unique=True)
+    size_bytes = models.BigIntegerField()
+    path = models.CharField(max_length=200)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.sha256[:12]
+
+
+class ModelVersionState(models.TextChoices):
+    """Whether a version may serve."""
+
+    VALIDATING = "VALIDATING", "Validating"
+    READY = "READY", "Ready"
+    REJECTED = "REJECTED", "Rejected"
+    ARCHIVED = "ARCHIVED", "Archived"
+
+
+class ModelVersionQuerySet(TeamScopedQuerySet):
+    """Reads of versions."""
+
+    team_path = "model__team"
+
+    def ready(self) -> Self:
+        """Those that may be evaluated and promoted."""
+        return self.filter(state=ModelVersionState.READY)
+
+    def with_facts(self) -> Self:
+        """Everything that a page shows of a version, in one query."""
+        return self.select_related("model", "artifact", "uploaded_by", "job")
+
+
+class ModelVersion(models.Model):
+    """One immutable version of a model. Validation fills in what the artifact says of itself."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    artifact = models.ForeignKey(Artifact, on_delete=models.PROTECT, related_name="versions")
+    state = models.CharField(max_length=10, choices=ModelVersionState.choices, default=ModelVersionState.VALIDATING)
+    signature = models.JSONField(null=True)
+    opset = models.PositiveSmallIntegerField(null=True)
+    producer = models.CharField(max_length=120, blank=True)
+    node_count = models.PositiveIntegerField(null=True)
+    warmup_ms = models.FloatField(null=True)
+    validation = models.JSONField(default=dict)
+    rejected_reason = models.TextField(blank=True)
+    file_name = models.CharField(max_length=200)
+    notes = models.TextField(max_length=4_000, blank=True)
+    uploaded_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    uploaded_at = models.DateTimeField(auto_now_add=True)
+    job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
+
+    objects = ModelVersionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-number",)
+        constraints = (
+            models.UniqueConstraint(fields=("model", "number"), name="version_number_once"),
+            models.CheckConstraint(
+                condition=~models.Q(state__in=("READY", "ARCHIVED")) | models.Q(signature__isnull=False),
+                name="version_ready_has_signature",
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(state="REJECTED") | ~models.Q(rejected_reason=""), name="version_rejected_has_reason"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.model.name} v{self.number}"
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("registry:version-detail", args=[self.model.name, self.number])
+
+    @property
+    def is_ready(self) -> bool:
+        """True if it may be evaluated and promoted."""
+        return self.state == ModelVersionState.READY
+
+
+class Alias(models.Model):
+    """A name that points at a version of a model and may be moved, e.g. ``challenger``."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="aliases")
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=("model", "name"), name="alias_once_per_model"),)
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.name}"

@@ -1,0 +1,16 @@
+"""URLs of the registry's pages."""
+
+from django.urls import path
+
+from apps.registry import views
+
+app_name = "registry"
+urlpatterns = [
+    path("models/", views.model_list, name="model-list"),
+    path("models/new/", views.model_create, name="model-create"),
+    path("models/<slug:name>/", views.model_detail, name="model-detail"),
+    path("models/<slug:name>/versions/new/", views.version_upload, name="version-upload"),
+    path("models/<slug:name>/versions/<int:number>/", views.version_detail, name="version-detail"),
+    path("models/<slug:name>/versions/<int:number>/artifact/", views.version_download, name="version-download"),
+    path("models/<slug:name>/versions/<int:number>/alias/", views.alias_set, name="alias-set"),
+]

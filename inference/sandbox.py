@@ -1,0 +1,115 @@
+"""Validate an unknown model in a child process that may be killed. Only killing a process is a timeout."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from inference.errors import ArtifactRejected
+
+_ANSWER_CAP: Final = 2**20  # bytes
+_PROJECT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What a validation may use. ``memory_bytes`` comes on top of four times the artifact's size."""
+
+    cpu_s: int = 60
+    wall_s: float = 120.0
+    memory_bytes: int = 4 * 2**30
+    max_nodes: int = 200_000
+    max_depth: int = 16
+
+
+def validate_artifact(path: Path, limits: SandboxLimits | None = None) -> dict[str, Any]:
+    """Validate the model at ``path`` in a child process.
+
+    Returns ``{"signature", "opset", "producer", "node_count", "load_ms", "warmup_ms", "is_batchable", "warnings",
+    "confinement"}``. Raises ``ArtifactRejected`` with what the uploader can do, whatever the model did to the child.
+    """
+    limits = limits or SandboxLimits()
+    memory = limits.memory_bytes + 4 * path.stat().st_size
+    order = json.dumps(asdict(limits) | {"memory_bytes": memory})
+    with tempfile.TemporaryDirectory(prefix="countersign-sandbox-") as folder, open(path, "rb") as artifact:
+        child = subprocess.Popen(
+            # -P: nothing is imported from the working directory.
+            [sys.executable, "-P", "-m", "inference.validation", order],
+            stdin=artifact,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PYTHONPATH": str(_PROJECT), "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "PATH": ""},
+            start_new_session=True,
+            close_fds=True,
+        )
+        try:
+            answer, is_in_time = _read(child, time.monotonic() + limits.wall_s)
+        finally:
+            _kill(child)
+    return _interpret(answer, is_in_time, child.returncode, limits)
+
+
+def _read(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
+    """Everything the child says, up to the cap and the deadline; the second value is False after the deadline."""
+    assert child.stdout is not None  # noqa: S101 - it was opened as a pipe
+    answer = bytearray()
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([child.stdout], [], [], left)[0]:
+            break
+        chunk = os.read(child.stdout.fileno(), 65_536)
+        if not chunk or len(answer) > _ANSWER_CAP:
+            try:
+                child.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                return bytes(answer), False
+            return bytes(answer), True
+        answer += chunk
+    return bytes(answer), False
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def _interpret(answer: bytes, is_in_time: bool, code: int, limits: SandboxLimits) -> dict[str, Any]:
+    """The child's report, or why there is none, in words for the uploader."""
+    gibibytes = limits.memory_bytes / 2**30
+    if not is_in_time:
+        raise ArtifactRejected(
+            f"Loading and running the model once took longer than {limits.wall_s:.0f} s. "
+            "Look for a loop without an end, or for work that belongs into training."
+        )
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and not answer):
+        raise ArtifactRejected(
+            f"Loading and running the model once took more than {limits.cpu_s} s of processor time "
+            f"or more than {gibibytes:.1f} GiB of memory. Make it smaller, or look for a loop without an end."
+        )
+    if code != 0:
+        raise ArtifactRejected(
+            "The model brought its validator down. Export it again with a current onnx, and check it with onnx.checker."
+        )
+    try:
+        report: dict[str, Any] = json.loads(answer)
+    except ValueError as error:
+        raise ArtifactRejected("The validator gave no readable answer. Upload the model again.") from error
+    if reason := report.get("rejected"):
+        if report.get("out_of_memory"):
+            reason = f"Loading or running the model needs more than {gibibytes:.1f} GiB of memory. Make it smaller."
+        raise ArtifactRejected(str(reason)[:2_000])
+    return report
