@@ -68,7 +68,11 @@ def test_a_time_is_written_in_utc_and_labelled() -> None:
     at = datetime(2026, 11, 23, 8, 31, 7, tzinfo=UTC)
     assert ">2026-11-23 08:31 UTC</time>" in render("{% when at %}", at=at)
     assert ">2026-11-23 08:31:07 UTC</time>" in render('{% when at "utc" %}', at=at)
-    assert "–" in render("{% when at %}", at=None)
+
+
+def test_what_is_not_there_is_a_dash() -> None:
+    assert render("{{ a.b|num:2 }} {{ a.b|bytes }}") == "– –"
+    assert render("{% when a.b %}") == render("{{ a.b|short_digest }}") == render("{% when at %}", at=None)
 
 
 @pytest.mark.parametrize(

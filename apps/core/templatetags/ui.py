@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 
 from django import template
 from django.core.paginator import Page
@@ -103,13 +103,13 @@ def icon(name: str) -> str:
 
 
 @register.simple_tag
-def when(moment: datetime | None, mode: str = "local") -> SafeString:
-    """A `<time>` element; None shows a dash.
+def when(moment: datetime | Literal[""] | None, mode: str = "local") -> SafeString:
+    """A `<time>` element; None, or a variable that the template does not have, shows a dash.
 
     `local`: date and minute, moved by the browser to the viewer's zone; `relative`: "3 min ago";
     `utc`: date and second in UTC, for records that must read the same for everyone.
     """
-    if moment is None:
+    if not moment:
         return DASH
     at = moment.astimezone(UTC)
     stamp = at.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -142,9 +142,9 @@ def short_digest(sha256: str | None) -> SafeString:
 
 
 @register.filter(name="bytes")
-def byte_size(count: int | None) -> str:
+def byte_size(count: int | Literal[""] | None) -> str:
     """A count of bytes with a decimal unit and three significant figures: `3.1 MB`."""
-    if count is None:
+    if count is None or count == "":
         return "–"
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
@@ -155,9 +155,9 @@ def byte_size(count: int | None) -> str:
 
 
 @register.filter
-def num(value: float | None, places: int = 0) -> str:
+def num(value: float | Literal[""] | None, places: int = 0) -> str:
     """A number with thousands separators and fixed decimals; None or not finite shows a dash."""
-    if value is None or not math.isfinite(float(value)):
+    if value is None or value == "" or not math.isfinite(value):
         return "–"
     return f"{value:,.{places}f}"
 
