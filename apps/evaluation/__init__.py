@@ -1,0 +1,1 @@
+"""Datasets, evaluation runs and their metrics."""

@@ -1,0 +1,188 @@
+"""Datasets with their immutable versions, and evaluation runs with their metrics."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Self
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+
+from apps.accounts.models import slug_validator
+from apps.core.querysets import TeamScopedQuerySet
+from apps.jobs.models import JobState
+
+
+class Dataset(models.Model):
+    """A named series of dataset versions."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="datasets")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    description = models.CharField(max_length=500, blank=True)
+    created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=("team", "name"), name="dataset_name_once_per_team"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DatasetVersionState(models.TextChoices):
+    """Where a version stands; it can be used when it is READY."""
+
+    VALIDATING = "VALIDATING", "Validating"
+    READY = "READY", "Ready"
+    REJECTED = "REJECTED", "Rejected"
+
+
+class DatasetVersionQuerySet(TeamScopedQuerySet):
+    """Reads of dataset versions."""
+
+    team_path = "dataset__team"
+
+    def ready(self) -> Self:
+        """Those that an evaluation can use."""
+        return self.filter(state=DatasetVersionState.READY)
+
+    def with_names(self) -> Self:
+        """Everything that a list shows of a version, without the profile, in one query."""
+        return self.select_related("dataset", "uploaded_by", "job").defer("profile")
+
+
+class DatasetVersion(models.Model):
+    """One uploaded file, kept as typed Parquet.
+
+    ``sha256`` is the digest of the bytes that were uploaded: the version's identity. ``stored_sha256`` is the digest of
+    the Parquet file at ``path``, checked before each use. ``upload_path`` holds the upload until it has been converted.
+    """
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    state = models.CharField(
+        max_length=10, choices=DatasetVersionState.choices, default=DatasetVersionState.VALIDATING
+    )
+    rejected_reason = models.CharField(max_length=1_000, blank=True)
+    sha256 = models.CharField(max_length=64)
+    size_bytes = models.BigIntegerField()
+    file_name = models.CharField(max_length=200)
+    upload_path = models.CharField(max_length=200, blank=True)
+    stored_sha256 = models.CharField(max_length=64, blank=True)
+    path = models.CharField(max_length=200, blank=True)
+    row_count = models.BigIntegerField(null=True)
+    schema = models.JSONField(default=list)
+    profile = models.JSONField(default=list)
+    uploaded_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    uploaded_at = models.DateTimeField(auto_now_add=True)
+    job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
+
+    objects = DatasetVersionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-number",)
+        constraints = (
+            models.UniqueConstraint(fields=("dataset", "number"), name="dataset_version_number_once"),
+            models.UniqueConstraint(fields=("dataset", "sha256"), name="dataset_version_bytes_once"),
+            models.CheckConstraint(
+                condition=~models.Q(state="READY") | (~models.Q(path="") & models.Q(row_count__gt=0)),
+                name="dataset_version_ready_is_stored",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.dataset.name} v{self.number}"
+
+
+class EvaluationRunQuerySet(TeamScopedQuerySet):
+    """Reads of evaluation runs."""
+
+    def finished(self) -> Self:
+        """Those that succeeded, with what evidence says of them."""
+        runs = self.filter(finished_at__isnull=False)
+        return runs.select_related("dataset_version__dataset").defer("result", "dataset_version__profile").prefetch_related(
+            "metrics"
+        )
+
+    def with_names(self) -> Self:
+        """Everything that a list shows of a run, without its curves, in two queries."""
+        related = ("model_version__model", "dataset_version__dataset", "requested_by", "job")
+        runs = self.select_related(*related).prefetch_related("metrics")
+        return runs.defer("result", "dataset_version__profile", "dataset_version__schema")
+
+
+class EvaluationRun(models.Model):
+    """One model version scored on one dataset version. Never changed once it has finished."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="evaluation_runs")
+    model_version = models.ForeignKey(
+        "registry.ModelVersion", on_delete=models.PROTECT, related_name="evaluation_runs"
+    )
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="evaluation_runs")
+    target = models.CharField(max_length=200)
+    features = ArrayField(models.CharField(max_length=200))
+    row_count = models.BigIntegerField(null=True)
+    result = models.JSONField(default=dict)
+    requested_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    requested_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+    job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
+
+    objects = EvaluationRunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        indexes = (models.Index(fields=("model_version", "-id"), name="evaluation_by_version"),)
+
+    def __str__(self) -> str:
+        return f"{self.model_version} on {self.dataset_version}"
+
+    @property
+    def state(self) -> str:
+        """The job's state; what has results has succeeded, whatever became of its job's row."""
+        if self.finished_at is not None:
+            return JobState.SUCCEEDED
+        return self.job.state if self.job is not None else JobState.FAILED
+
+    @property
+    def failure(self) -> str:
+        """Why there are no results and there will be none; empty otherwise."""
+        has_ended = self.finished_at is None and (self.job is None or self.job.is_finished)
+        return (self.job.message if self.job is not None else "Its job is gone.") if has_ended else ""
+
+    @property
+    def duration(self) -> timedelta | None:
+        """From the start of the attempt that succeeded to its end."""
+        if self.finished_at is None or self.job is None or self.job.started_at is None:
+            return None
+        return self.finished_at - self.job.started_at
+
+    @property
+    def key_metric(self) -> MetricValue | None:
+        """The metric to show where there is room for one: the first that has a value."""
+        return next((metric for metric in self.metrics.all() if metric.value is not None), None)
+
+
+class MetricValue(models.Model):
+    """A metric of a run with its 95 % confidence interval; ``note`` says why a value or an interval is missing."""
+
+    run = models.ForeignKey(EvaluationRun, on_delete=models.CASCADE, related_name="metrics")
+    name = models.CharField(max_length=40)
+    value = models.FloatField(null=True)
+    ci_low = models.FloatField(null=True)
+    ci_high = models.FloatField(null=True)
+    note = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        ordering = ("id",)
+        constraints = (models.UniqueConstraint(fields=("run", "name"), name="metric_once_per_run"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def as_evidence(self) -> dict[str, Any]:
+        """Name, value and interval, JSON-safe."""
+        return {"name": self.name, "value": self.value, "ci_low": self.ci_low, "ci_high": self.ci_high}
