@@ -35,6 +35,7 @@ lock:
 	  pyproject.toml --group dev --output-file requirements.lock
 
 # The installed lock is kept inside .venv: equal files mean that there is nothing to do.
+# Compiling every package would take longer than starting the product; Python compiles what it imports.
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 venv:
@@ -50,8 +51,8 @@ venv:
 	fi; \
 	echo 'Installing the packages of requirements.lock; the first time takes a minute or two.'; \
 	{ [ "$$found" = $(PYTHON) ] || "$$found" -m venv --clear .venv; } && \
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
-	  --requirement requirements.lock && \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --no-compile \
+	  --require-hashes --requirement requirements.lock && \
 	cp requirements.lock .venv/requirements.lock || { \
 	  echo 'The packages could not be installed: see the reason above, and run make again.' >&2; exit 1; }
 
