@@ -72,9 +72,7 @@ class Signature:
         """Read ``{"inputs": [{"name", "datatype", "shape"}], "outputs": [...]}``."""
 
         def read(side: str) -> tuple[TensorSpec, ...]:
-            return tuple(
-                TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in document[side]
-            )
+            return tuple(TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in document[side])
 
         return cls(read("inputs"), read("outputs"))
 

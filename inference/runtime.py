@@ -110,9 +110,7 @@ def example_inputs(signature: Signature, rows: int = 1, *, seed: int = 0) -> Ten
     random = np.random.default_rng(seed)
     tensors = {}
     for spec in signature.inputs:
-        shape = tuple(
-            size if size >= 0 else (rows if position == 0 else 1) for position, size in enumerate(spec.shape)
-        )
+        shape = tuple(size if size >= 0 else (rows if position == 0 else 1) for position, size in enumerate(spec.shape))
         dtype = V2_DATATYPES[spec.datatype]
         if spec.datatype == "BYTES":
             tensors[spec.name] = random.choice(np.array(["a", "b"], dtype=object), shape)
@@ -169,8 +167,7 @@ def _rows_are_independent(session: ort.InferenceSession, signature: Signature) -
     except (RequestRejected, ModelFailed):
         return False
     return all(
-        len(both) == PROBE_ROWS
-        and all(_is_close(both[row : row + 1], alone[row][index]) for row in range(PROBE_ROWS))
+        len(both) == PROBE_ROWS and all(_is_close(both[row : row + 1], alone[row][index]) for row in range(PROBE_ROWS))
         for index, both in enumerate(together)
     )
 

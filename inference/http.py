@@ -1,0 +1,418 @@
+"""HTTP/1.1 transport: bytes to requests and back, with limits, timeouts and back-pressure. Knows no routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from socket import socket
+from typing import Final, cast
+
+import httptools
+import orjson
+
+from inference.settings import Settings
+
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_PIPELINED: Final = 64
+MIN_BODY_RATE: Final = 64 * 1024  # bytes/s; a large body gets more time than a small one
+LINGER_S: Final = 2.0
+BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+JSON_TYPE: Final = b"application/json"
+STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+
+
+class Refused(Exception):
+    """Raised in a parser callback: the message is not acceptable and the connection will close."""
+
+    def __init__(self, status: int, message: str, headers: bytes = b"") -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of the transport. Sizes in bytes, times in seconds."""
+
+    max_body: int
+    max_buffered_bodies: int
+    max_connections: int
+    header_timeout: float
+    body_timeout: float
+    idle_timeout: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> HttpLimits:
+        """The part of the settings that concerns the transport."""
+        return cls(**{name: getattr(settings, name) for name in cls.__slots__})
+
+
+class Exchange:
+    """One request and the place for its answer. ``headers`` has lower-case names; repeats are joined by commas."""
+
+    __slots__ = ("_connection", "body", "buffered", "headers", "is_open", "keep_alive", "method", "path", "response")
+
+    def __init__(
+        self,
+        connection: Connection,
+        method: bytes,
+        path: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes | bytearray,
+        *,
+        keep_alive: bool,
+    ) -> None:
+        self._connection = connection
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.body = body
+        self.keep_alive = keep_alive
+        self.is_open = True  # the caller is still there
+        self.buffered = 0
+        self.response: bytes | None = None
+
+    def send(self, status: int, body: bytes, *, content_type: bytes = JSON_TYPE, headers: bytes = b"") -> None:
+        """Answer. ``headers`` are complete lines, each ended by CRLF. Does nothing when the caller is gone."""
+        if self.is_open:
+            self._connection.answer(self, status, body, content_type, headers)
+
+
+Handler = Callable[[Exchange], None]
+
+
+class HttpServer:
+    """All connections of one process: shared limits, one timer for their timeouts, and the drain."""
+
+    def __init__(self, handler: Handler, limits: HttpLimits) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self.buffered = 0  # bytes of request bodies held in memory
+        self.is_draining = False
+        self.date = b""
+        self._listener: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+
+    async def start(self, listener: socket) -> None:
+        """Accept connections on a bound socket."""
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), sock=listener, backlog=2048
+        )
+        self._sweep()
+
+    async def drain(self, timeout: float) -> None:
+        """Stop accepting, let accepted requests finish for at most ``timeout`` seconds, close every connection."""
+        self.is_draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
+        if self.connections:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout)
+            except TimeoutError:
+                for connection in tuple(self.connections):
+                    connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def forget(self, connection: Connection) -> None:
+        """Called by a connection that is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._idle.set()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        self.date = formatdate(usegmt=True).encode()
+        for connection in tuple(self.connections):
+            connection.check(now)
+        limits = self.limits
+        interval = min(1.0, limits.header_timeout / 4, limits.body_timeout / 4, limits.idle_timeout / 4)
+        self._timer = asyncio.get_running_loop().call_later(interval, self._sweep)
+
+
+class Connection(asyncio.Protocol):
+    """One caller. Answers go out in the order of the requests, whatever order they are ready in."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._pending: deque[Exchange] = deque()
+        self._is_reading = True
+        self._is_broken = False  # the input is no longer trusted; what arrives is thrown away
+        self._refusal: Refused | None = None
+        self._count = self._count_at_sweep = 0
+        self._since = 0.0  # monotonic time at which the current wait began; 0 while none is timed
+        self._write_paused_at = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._in_message = False
+        self._head_done = False
+        self._path = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._body: bytes | bytearray = b""
+        self._length = -1  # declared length; -1 without a body or when it is chunked
+        self._buffered = 0
+
+    # -- what asyncio calls ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        server = self._server
+        if server.is_draining or len(server.connections) >= server.limits.max_connections:
+            server.connections.add(self)
+            self._refuse(Refused(503, "The server has too many connections.", b"retry-after: 1\r\n"))
+        else:
+            server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for exchange in self._pending:
+            exchange.is_open = False
+            self._server.buffered -= exchange.buffered
+        self._pending.clear()
+        self._server.buffered -= self._buffered
+        self._buffered = 0
+        self._is_broken = True
+        self._server.forget(self)
+
+    def eof_received(self) -> bool:
+        """A caller that closes its side is gone: its waiting requests free their place."""
+        return False
+
+    def pause_writing(self) -> None:
+        self._write_paused_at = time.monotonic()
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused_at = 0.0
+        self._resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_broken:
+            return
+        was_in_head = self._in_message and not self._head_done
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            reason = str(error) or type(error).__name__
+            self._refuse(self._refusal or Refused(400, f"This is not acceptable HTTP/1.1: {reason}."))
+            return
+        if self._in_message:
+            if not self._since:
+                self._since = time.monotonic()
+            if was_in_head and not self._head_done:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._refuse(_head_too_large())
+
+    # -- what the parser calls ---------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._in_message = True
+        self._since = 0.0
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+        if len(self._path) > MAX_HEAD_BYTES:
+            self._stop(_head_too_large())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_done:
+            return  # trailers carry nothing that we use
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._stop(_head_too_large())
+        name = name.lower()
+        known = self._headers.get(name)
+        self._headers[name] = value if known is None else known + b", " + value
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        self._since = 0.0
+        headers = self._headers
+        declared = headers.get(b"content-length")
+        if declared is not None:
+            self._length = int(declared)
+            if self._length > self._server.limits.max_body:
+                self._stop(self._body_too_large())
+        elif b"transfer-encoding" not in headers and self._parser.get_method() in BODY_METHODS:
+            self._stop(Refused(411, "content-length: a body needs a length or chunked transfer coding."))
+        host = headers.get(b"host")
+        if self._parser.get_http_version() == "1.1" and (host is None or b"," in host):
+            self._stop(Refused(400, "host: exactly one is needed."))
+        expect = headers.get(b"expect")
+        if expect is not None:
+            self._expect(expect)
+
+    def on_body(self, body: bytes) -> None:
+        if len(body) == self._length:
+            self._body = body
+            return
+        server = self._server
+        if not self._body:
+            self._body = bytearray()
+        self._body += body
+        self._buffered += len(body)
+        server.buffered += len(body)
+        if len(self._body) > server.limits.max_body:
+            self._stop(self._body_too_large())
+        if server.buffered > server.limits.max_buffered_bodies:
+            self._stop(Refused(503, "The server holds too many request bodies.", b"retry-after: 1\r\n"))
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        if parser.should_upgrade():
+            return
+        keep_alive = parser.should_keep_alive()
+        exchange = Exchange(self, parser.get_method(), self._path, self._headers, self._body, keep_alive=keep_alive)
+        exchange.buffered = self._buffered
+        self._reset()
+        self._since = 0.0
+        self._count += 1
+        if not keep_alive:
+            self._is_broken = True
+        self._pending.append(exchange)
+        if len(self._pending) >= MAX_PIPELINED:
+            self._pause_reading()
+        self._server.handler(exchange)
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def answer(self, exchange: Exchange, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
+        """Keep the answer until it is its turn, then write it."""
+        is_draining = self._server.is_draining
+        if is_draining and exchange is self._pending[-1]:
+            exchange.keep_alive = False
+        exchange.response = b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
+            STATUS_LINES[status],
+            self._server.date,
+            content_type,
+            len(body),
+            headers,
+            b"" if exchange.keep_alive else b"connection: close\r\n",
+            b"" if exchange.method == b"HEAD" else body,
+        )
+        pending = self._pending
+        while pending and (response := pending[0].response) is not None:
+            done = pending.popleft()
+            self._server.buffered -= done.buffered
+            self._transport.write(response)
+            if not done.keep_alive:
+                self._close_gently()
+                return
+        if is_draining:
+            self.close_if_idle()
+        elif not self._is_reading and len(pending) < MAX_PIPELINED // 2:
+            self._resume_reading()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is on its way in or out."""
+        if not self._pending and not self._in_message:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection now."""
+        self._transport.abort()
+
+    def check(self, now: float) -> None:
+        """Enforce the timeouts; called about once a second."""
+        limits = self._server.limits
+        if self._write_paused_at and now - self._write_paused_at > limits.body_timeout:
+            self.abort()
+        elif self._is_broken:
+            if not self._pending and now - self._since > LINGER_S:
+                self._transport.close()
+        elif self._in_message:
+            waited = now - self._since if self._since else 0.0
+            self._since = self._since or now
+            allowed = limits.header_timeout
+            if self._head_done:
+                allowed = limits.body_timeout + len(self._body) / MIN_BODY_RATE
+            if waited > allowed:
+                part = "body" if self._head_done else "header"
+                self._refuse(Refused(408, f"The request's {part} did not arrive in time."))
+        elif self._pending or self._count != self._count_at_sweep or not self._since:
+            self._count_at_sweep = self._count
+            self._since = now
+        elif now - self._since > limits.idle_timeout:
+            self._transport.close()
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _stop(self, refusal: Refused) -> None:
+        self._refusal = refusal
+        raise refusal
+
+    def _body_too_large(self) -> Refused:
+        return Refused(413, f"The body is larger than {self._server.limits.max_body} bytes.")
+
+    def _expect(self, expectation: bytes) -> None:
+        if expectation.lower() != b"100-continue":
+            self._stop(Refused(417, "expect: only 100-continue is understood."))
+        if not self._pending:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _refuse(self, refusal: Refused) -> None:
+        """Answer with an error after what is pending, and close: the rest of the input cannot be trusted."""
+        self._is_broken = True
+        self._in_message = False
+        exchange = Exchange(self, b"", b"", {}, b"", keep_alive=False)
+        exchange.buffered = self._buffered
+        self._buffered = 0
+        self._pending.append(exchange)
+        exchange.send(refusal.status, orjson.dumps({"error": refusal.message}), headers=refusal.headers)
+
+    def _close_gently(self) -> None:
+        """Close our side and read on for a moment, so that a reset does not take the answer from the caller."""
+        self._is_broken = True
+        self._since = time.monotonic()
+        for exchange in self._pending:
+            exchange.is_open = False
+            self._server.buffered -= exchange.buffered
+        self._pending.clear()
+        self._resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 as RFC 9110 allows: some clients offer h2c with every first request."""
+        method = self._parser.get_method()
+        if method == b"CONNECT" or self._count:
+            self._refuse(Refused(400, "upgrade: this connection stays with HTTP/1.1."))
+            return
+        kept = {name: value for name, value in self._headers.items() if name not in (b"upgrade", b"expect")}
+        kept[b"connection"] = b"keep-alive" if self._parser.should_keep_alive() else b"close"
+        head = b"".join(b"%b: %b\r\n" % item for item in kept.items())
+        line = b"%b %b HTTP/1.1\r\n" % (method, self._path)
+        self._reset()
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(line + head + b"\r\n" + rest)
+
+    def _pause_reading(self) -> None:
+        if self._is_reading and not self._transport.is_closing():
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._is_reading and not self._write_paused_at and not self._transport.is_closing():
+            self._is_reading = True
+            self._transport.resume_reading()
+
+
+def _head_too_large() -> Refused:
+    return Refused(431, f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes.")

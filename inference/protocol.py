@@ -1,0 +1,397 @@
+"""Open Inference Protocol V2 bodies, JSON and the binary tensor extension, to and from tensors. No I/O."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final, cast
+
+import msgspec
+import numpy as np
+import orjson
+
+from inference.contracts import Signature, TensorSpec
+from inference.errors import RequestRejected
+from inference.runtime import V2_DATATYPES, Array
+
+MAX_ID: Final = 128
+MAX_RANK: Final = 64
+MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
+ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
+LENGTH_PREFIX: Final = struct.Struct("<I")
+
+Values = list[float] | Array
+"""A tensor's data in row-major order: a flat list of floats as JSON had them, or an array in its full shape."""
+
+
+NO_DATA: Final = msgspec.Raw()
+
+
+class _Parameters(msgspec.Struct):
+    binary_data_size: int | None = None  # of an input: its bytes after the JSON
+    binary_data: bool | None = None  # of a requested output: answer it in binary
+    binary_data_output: bool = False  # of the request: answer all outputs in binary
+    classification: int = 0
+    shared_memory_region: str | None = None
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = NO_DATA
+    parameters: _Parameters | None = None
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: _Parameters | None = None
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str = ""
+    outputs: list[_Output] | None = None
+    parameters: _Parameters | None = None
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+_list_types: Final[dict[str, Any]] = {"f": list[float], "i": list[int], "u": list[int], "b": list[bool], "O": list[str]}
+_list_decoders: Final = {kind: msgspec.json.Decoder(form) for kind, form in _list_types.items()}
+"""By the kind of the numpy dtype."""
+
+
+class InferRequest:
+    """A decoded request that fits the model's signature; tensors are in the signature's order."""
+
+    __slots__ = ("id", "outputs", "rows", "shapes", "values")
+
+    def __init__(
+        self,
+        request_id: str,
+        values: list[Values],
+        shapes: list[list[int]],
+        rows: int,
+        outputs: list[tuple[int, bool]] | None,
+    ) -> None:
+        self.id = request_id
+        self.values = values
+        self.shapes = shapes
+        self.rows = rows
+        self.outputs = outputs  # (index, is_binary) of the outputs asked for; None: all, as JSON
+
+
+class _Input:
+    """What decoding one input needs, worked out once."""
+
+    __slots__ = ("decoder", "dtype", "kind", "position", "row_shape", "row_size", "shape", "spec")
+
+    def __init__(self, position: int, spec: TensorSpec) -> None:
+        self.position = position
+        self.spec = spec
+        self.dtype = V2_DATATYPES[spec.datatype]
+        self.kind = self.dtype.kind
+        self.decoder = _list_decoders[self.kind]
+        self.shape = spec.shape
+        is_row = spec.shape[:1] == (-1,) and -1 not in spec.shape[1:]
+        self.row_shape = [1, *spec.shape[1:]] if is_row else None  # the usual request: one row
+        self.row_size = math.prod(spec.shape[1:])
+
+
+class ModelCodec:
+    """Decodes requests for one version on one endpoint and encodes its answers."""
+
+    def __init__(self, endpoint: str, model_version: int, signature: Signature, *, is_batchable: bool) -> None:
+        self._inputs = {spec.name: _Input(position, spec) for position, spec in enumerate(signature.inputs)}
+        self._outputs = signature.outputs
+        self._output_positions = {spec.name: position for position, spec in enumerate(signature.outputs)}
+        self._is_batchable = is_batchable
+        self._head = b'{"model_name":%b,"model_version":"%d","id":"' % (orjson.dumps(endpoint), model_version)
+        self._output_heads = [
+            b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
+            for spec in signature.outputs
+        ]
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def decode(self, body: bytes | bytearray, header_length: int | None = None) -> InferRequest:
+        """Read a request body whose first ``header_length`` bytes are JSON (all of it without one).
+
+        Raises ``RequestRejected`` naming the field that does not fit.
+        """
+        binary = b"" if header_length is None else memoryview(body)[header_length:]
+        request = _decode_json(body if header_length is None else memoryview(body)[:header_length])
+        if request.id and (len(request.id) > MAX_ID or not ID_PATTERN.fullmatch(request.id)):
+            raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", "id")
+        count = len(self._inputs)
+        values: list[Values | None] = [None] * count
+        shapes: list[list[int]] = [[]] * count
+        offset = 0
+        for tensor in request.inputs:
+            known = self._known(tensor)
+            if values[known.position] is not None:
+                raise RequestRejected("is given twice.", _field(tensor))
+            size = tensor.parameters.binary_data_size if tensor.parameters else None
+            shapes[known.position] = tensor.shape
+            if size is None:
+                values[known.position] = _from_json(tensor, known)
+            else:
+                values[known.position] = _from_binary(tensor, known, binary, offset, size)
+                offset += size
+        if offset != len(binary):
+            raise RequestRejected(
+                f"{len(binary)} bytes follow the JSON, the inputs' binary_data_size add up to {offset}.", "inputs"
+            )
+        present = [value for value in values if value is not None]
+        if len(present) < count:
+            missing = next(name for name, known in self._inputs.items() if values[known.position] is None)
+            raise RequestRejected("is missing.", f'inputs["{missing}"]')
+        return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request))
+
+    def _known(self, tensor: _Tensor) -> _Input:
+        """The signature's input of that name, after checking datatype and shape against it."""
+        known = self._inputs.get(tensor.name)
+        if known is None:
+            raise RequestRejected(f"unknown; the model takes {_names(self._inputs)}.", _field(tensor))
+        if tensor.datatype != known.spec.datatype:
+            raise RequestRejected(
+                f"must be {known.spec.datatype}, not {tensor.datatype[:MAX_NAMED]}.", _field(tensor, ".datatype")
+            )
+        shape, expected = tensor.shape, known.shape
+        if shape == known.row_shape:
+            return known
+        # A rank of zero in the signature may also mean that the model does not tell its rank.
+        fits = len(shape) <= MAX_RANK and all(size >= 0 for size in shape)
+        if expected:
+            fits = fits and len(shape) == len(expected)
+            fits = fits and all(want in (-1, size) for want, size in zip(expected, shape, strict=True))
+        if not fits:
+            raise RequestRejected(
+                f"must be {list(expected)} (-1: any size), not {str(shape)[:MAX_NAMED]}.", _field(tensor, ".shape")
+            )
+        return known
+
+    def _rows(self, shapes: list[list[int]]) -> int:
+        if not self._is_batchable:
+            return 1
+        rows = shapes[0][0]
+        for shape in shapes:
+            if shape[0] != rows:
+                raise RequestRejected("all inputs must have the same first dimension.", "inputs")
+        return rows
+
+    def _wanted(self, request: _Request) -> list[tuple[int, bool]] | None:
+        is_binary = request.parameters is not None and request.parameters.binary_data_output
+        if not request.outputs:
+            return [(position, True) for position in range(len(self._outputs))] if is_binary else None
+        wanted: dict[int, bool] = {}
+        for output in request.outputs:
+            position = self._output_positions.get(output.name)
+            field = f'outputs["{output.name[:MAX_NAMED]}"]'
+            if position is None:
+                raise RequestRejected(f"unknown; the model returns {_names(self._output_positions)}.", field)
+            if position in wanted:
+                raise RequestRejected("is asked for twice.", field)
+            parameters = output.parameters or _Parameters()
+            if parameters.classification or parameters.shared_memory_region is not None:
+                raise RequestRejected("classification and shared memory are not supported.", field + ".parameters")
+            wanted[position] = is_binary if parameters.binary_data is None else parameters.binary_data
+        return list(wanted.items())
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, outputs: BatchOutputs, start: int, rows: int, request: InferRequest, request_id: str
+    ) -> tuple[bytes, int | None]:
+        """The answer to the request whose rows begin at ``start``: body, and the JSON's length if binary follows."""
+        head = self._head + request_id.encode()
+        if request.outputs is None:
+            parts = [
+                text_head + outputs.text(position, start, rows) for position, text_head in enumerate(self._output_heads)
+            ]
+            return b'%b","outputs":[%b]}' % (head, b",".join(parts)), None
+        parts, buffers = [], []
+        for position, is_binary in request.outputs:
+            if is_binary:
+                buffer = to_binary(outputs.slice(position, start, rows))
+                buffers.append(buffer)
+                dims = outputs.dimensions(position, rows)
+                text = b'%b],"parameters":{"binary_data_size":%d}}' % (dims, len(buffer))
+            else:
+                text = outputs.text(position, start, rows)
+            parts.append(self._output_heads[position] + text)
+        text = b'%b","outputs":[%b]}' % (head, b",".join(parts))
+        return b"".join((text, *buffers)), len(text) if buffers else None
+
+
+class BatchOutputs:
+    """The output arrays of one run, and their JSON text, made once for all requests of the batch.
+
+    NaN and infinities, which JSON does not have, become ``null``.
+    """
+
+    __slots__ = ("_dimensions", "_is_batch", "_rows", "arrays", "row_count")
+
+    def __init__(self, arrays: Sequence[Array], row_count: int, *, is_batch: bool) -> None:
+        self.arrays = arrays
+        self.row_count = row_count
+        self._is_batch = is_batch
+        self._rows: list[list[bytes] | None] = [None] * len(arrays)
+        self._dimensions: list[bytes] = [
+            b"".join(b",%d" % size for size in array.shape[1:])
+            if is_batch
+            else b",".join(b"%d" % size for size in array.shape)
+            for array in arrays
+        ]
+
+    def slice(self, position: int, start: int, rows: int) -> Array:
+        """One request's part of an output."""
+        array = self.arrays[position]
+        return array[start : start + rows] if self._is_batch else array
+
+    def dimensions(self, position: int, rows: int) -> bytes:
+        """The shape of one request's part, as JSON without brackets."""
+        return b"%d%b" % (rows, self._dimensions[position]) if self._is_batch else self._dimensions[position]
+
+    def text(self, position: int, start: int, rows: int) -> bytes:
+        """The end of an output's JSON object, from inside the shape on."""
+        texts = self._rows[position]
+        if texts is None:
+            texts = self._rows[position] = _row_texts(self.arrays[position], self.row_count, self._is_batch)
+        data = texts[start] if rows == 1 else b",".join(texts[start : start + rows])
+        return b'%b],"data":[%b]}' % (self.dimensions(position, rows), data)
+
+
+def to_binary(array: Array) -> bytes:
+    """A tensor in the binary extension's form: little-endian, row-major; each string with its length before it."""
+    if array.dtype.kind != "O":
+        return array.tobytes()
+    encoded = [text.encode() for text in array.ravel().tolist()]
+    return b"".join(chain.from_iterable((LENGTH_PREFIX.pack(len(text)), text) for text in encoded))
+
+
+def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> Array:
+    """The array of one tensor. Raises ``RequestRejected`` when a JSON number is too large for the datatype."""
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        with np.errstate(over="raise"):
+            return np.fromiter(values, V2_DATATYPES[datatype], len(values)).reshape(shape)
+    except FloatingPointError as error:
+        raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
+
+
+def _decode_json(text: bytes | bytearray | memoryview) -> _Request:
+    try:
+        return _request_decoder.decode(text)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise RequestRejected(f"{message}.", path.rstrip("`") or "body") from error
+    except RecursionError as error:
+        raise RequestRejected("the JSON is nested too deeply.", "body") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestRejected(f"not valid JSON: {error}.", "body") from error
+
+
+def _from_json(tensor: _Tensor, known: _Input) -> Values:
+    if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+        raise RequestRejected("shared memory is not supported.", _field(tensor, ".parameters"))
+    if tensor.data is NO_DATA:
+        raise RequestRejected("is missing.", _field(tensor, ".data"))
+    try:
+        flat: list[Any] = known.decoder.decode(tensor.data)
+    except msgspec.ValidationError:
+        flat = _from_nested(tensor, known)
+    except msgspec.DecodeError as error:
+        raise RequestRejected(f"not valid JSON: {error}.", _field(tensor, ".data")) from error
+    if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
+        raise RequestRejected(
+            f"has {len(flat)} elements, the shape {tensor.shape} needs {math.prod(tensor.shape)}.",
+            _field(tensor, ".data"),
+        )
+    if known.kind == "f":
+        return flat  # turned into an array together with the rest of the batch
+    try:
+        return np.array(flat, known.dtype).reshape(tensor.shape)
+    except OverflowError as error:
+        raise RequestRejected(f"{error}.", _field(tensor, ".data")) from error
+
+
+def _from_nested(tensor: _Tensor, known: _Input) -> list[Any]:
+    """Flatten data given as nested arrays; also the place where wrong elements get their message."""
+    try:
+        level = msgspec.json.decode(tensor.data)
+        for size in tensor.shape[1:]:
+            if not isinstance(level, list) or not all(isinstance(part, list) and len(part) == size for part in level):
+                break
+            level = list(chain.from_iterable(level))
+        return cast("list[Any]", msgspec.convert(level, _list_types[known.kind]))
+    except RecursionError as error:
+        raise RequestRejected("nested too deeply.", _field(tensor, ".data")) from error
+    except (msgspec.ValidationError, msgspec.DecodeError, TypeError) as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise RequestRejected(f"{message}.", _field(tensor, f".data{path.rstrip('`')}")) from error
+
+
+def _from_binary(tensor: _Tensor, known: _Input, binary: memoryview | bytes, offset: int, size: int) -> Array:
+    field = _field(tensor, ".parameters.binary_data_size")
+    if tensor.data is not NO_DATA:
+        raise RequestRejected("has both data and binary_data_size.", _field(tensor))
+    if not 0 <= size <= len(binary) - offset:
+        raise RequestRejected(f"is {size}, but {len(binary) - offset} bytes are left after the JSON.", field)
+    part = binary[offset : offset + size]
+    count = math.prod(tensor.shape)
+    if known.kind == "O":
+        return _strings(part, count, _field(tensor)).reshape(tensor.shape)
+    if size != count * known.dtype.itemsize:
+        raise RequestRejected(f"is {size}, the shape {tensor.shape} needs {count * known.dtype.itemsize} bytes.", field)
+    if known.kind == "b" and size and max(part) > 1:
+        raise RequestRejected("a BOOL is one byte, 0 or 1.", _field(tensor))
+    return np.frombuffer(part, known.dtype).reshape(tensor.shape)
+
+
+def _strings(part: memoryview | bytes, count: int, field: str) -> Array:
+    texts: list[str] = []
+    position = 0
+    while position < len(part) and len(texts) < count:
+        if position + LENGTH_PREFIX.size > len(part):
+            break
+        (length,) = LENGTH_PREFIX.unpack_from(part, position)
+        position += LENGTH_PREFIX.size + length
+        if position > len(part):
+            break
+        try:
+            texts.append(str(part[position - length : position], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestRejected(f"element {len(texts)} is not UTF-8.", field) from error
+    if len(texts) != count or position != len(part):
+        raise RequestRejected(f"the binary data does not hold exactly {count} length-prefixed strings.", field)
+    array = np.empty(count, object)
+    array[:] = texts
+    return array
+
+
+def _row_texts(array: Array, rows: int, is_batch: bool) -> list[bytes]:
+    """The JSON of each row's elements, without brackets: one serialisation for all rows, then a split."""
+    if not is_batch:
+        rows = 1
+    if rows == 0 or array.size == 0:
+        return [b""] * rows
+    flat = array.reshape(rows, -1)
+    if array.dtype.kind == "O":
+        return [orjson.dumps(row)[1:-1] for row in flat.tolist()]
+    if flat.shape[1] == 1:
+        return orjson.dumps(flat.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
+
+
+def _field(tensor: _Tensor, rest: str = "") -> str:
+    return f'inputs["{tensor.name[:MAX_NAMED]}"]{rest}'
+
+
+def _names(names: Any) -> str:
+    text = ", ".join(f'"{name}"' for name in names)
+    return text if len(text) <= 400 else text[:400] + " …"
