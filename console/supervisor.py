@@ -39,6 +39,9 @@ LOG_LIMIT_BYTES: Final = 50 * 2**20
 PROBLEM_LINES: Final = 5  # shown of each log in each window
 PROBLEM_WINDOW_S: Final = 10.0
 
+LOW_DISK_BYTES: Final = 300 * 2**20
+DISK_INTERVAL_S: Final = 60.0
+
 PROBLEM: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC)\b|^[\w.]*(Error|Exception)\b")
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -105,7 +108,8 @@ class LogTail:
 
     def _rotate(self) -> None:
         # Children hold the file open for appending, so it is emptied in place.
-        shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
+        with contextlib.suppress(OSError):  # on a full disk, room matters more than the old lines
+            shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
         os.truncate(self.path, 0)
         self._offset = 0
 
@@ -179,6 +183,7 @@ class Supervisor:
         self._database_failures = 0
         self._children: list[_Child] = []
         self._token = secrets.token_hex(16)
+        self._disk_at = 0.0
         self._has_started = False
         self._is_stopping = False
         self._lock: IO[bytes] | None = None
@@ -202,7 +207,9 @@ class Supervisor:
                 "stop it first, or set COUNTERSIGN_VAR, WEB_PORT and INFERENCE_PORT for a second installation."
             ) from None
         for sent in STOP_SIGNALS:
-            signal.signal(sent, self._on_signal)
+            # nohup has it that the end of the terminal is ignored.
+            if sent is not signal.SIGHUP or signal.getsignal(sent) is not signal.SIG_IGN:
+                signal.signal(sent, self._on_signal)
         try:
             self._clean_up_last_run()
             write_private(self._record, json.dumps({"token": self._token, "pid": os.getpid()}).encode())
@@ -289,15 +296,25 @@ class Supervisor:
         for child in self._children:
             self._report(child.service.name, child.tail)
             self._revive(child)
+        self._report_disk()
 
     def _report(self, name: str, tail: LogTail) -> None:
         for line in tail.problems():
             self.say(f"{name}: {line}")
 
+    def _report_disk(self) -> None:
+        if time.monotonic() < self._disk_at:
+            return
+        self._disk_at = time.monotonic() + DISK_INTERVAL_S
+        try:
+            check_disk(self._installation.var_dir, LOW_DISK_BYTES)
+        except StartupProblem as problem:
+            self.say(str(problem))
+
     def _revive(self, child: _Child) -> None:
         if child.process is None:
             if time.monotonic() >= child.start_at:
-                child.start()
+                self._start_again(child)
             return
         code = child.process.poll()
         if code is None:
@@ -308,6 +325,13 @@ class Supervisor:
         self.say(f"{child.service.name} stopped ({_ending(code)}), starting it again in {delay_s:g} s.")
         if self._has_started and child.failures == FAILURES_TO_REPORT:
             self.say(child.complaint())
+
+    def _start_again(self, child: _Child) -> None:
+        try:
+            child.start()
+        except OSError as error:
+            delay_s = child.note_death(1)
+            self.say(f"{child.service.name} cannot be started ({error.strerror}), trying again in {delay_s:g} s.")
 
     def _revive_database(self, database: EmbeddedPostgres) -> None:
         code = database.poll()
