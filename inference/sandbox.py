@@ -89,27 +89,30 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 def _interpret(answer: bytes, is_in_time: bool, code: int, limits: SandboxLimits) -> dict[str, Any]:
     """The child's report, or why there is none, in words for the uploader."""
-    gibibytes = limits.memory_bytes / 2**30
+    too_much_memory = (
+        f"Loading or running the model once takes more than {limits.memory_bytes / 2**30:.1f} GiB of memory beyond its "
+        "own size. Make it smaller, and look for constants that are computed when it is loaded."
+    )
     if not is_in_time:
         raise ArtifactRejected(
-            f"Loading and running the model once took longer than {limits.wall_s:.0f} s. "
+            f"Loading and running the model once takes longer than {limits.wall_s:.0f} s. "
             "Look for a loop without an end, or for work that belongs into training."
         )
-    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and not answer):
+    if code == -signal.SIGXCPU:
         raise ArtifactRejected(
-            f"Loading and running the model once took more than {limits.cpu_s} s of processor time "
-            f"or more than {gibibytes:.1f} GiB of memory. Make it smaller, or look for a loop without an end."
+            f"Loading and running the model once takes more than {limits.cpu_s} s of processor time. "
+            "Look for a loop without an end, or for work that belongs into training."
         )
-    if code != 0:
-        raise ArtifactRejected(
-            "The model brought its validator down. Export it again with a current onnx, and check it with onnx.checker."
-        )
+    if code == -signal.SIGKILL:  # nobody but the system's out-of-memory killer sends it before the deadline
+        raise ArtifactRejected(too_much_memory)
     try:
         report: dict[str, Any] = json.loads(answer)
     except ValueError as error:
-        raise ArtifactRejected("The validator gave no readable answer. Upload the model again.") from error
-    if reason := report.get("rejected"):
-        if report.get("out_of_memory"):
-            reason = f"Loading or running the model needs more than {gibibytes:.1f} GiB of memory. Make it smaller."
-        raise ArtifactRejected(str(reason)[:2_000])
+        ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise ArtifactRejected(
+            f"The model crashed ONNX Runtime ({ending}). Export it again with current versions of your converter and "
+            "onnx, and run onnx.checker.check_model on it."
+        ) from error
+    if "rejected" in report:
+        raise ArtifactRejected(too_much_memory if report.get("out_of_memory") else report["rejected"])
     return report
