@@ -1,0 +1,116 @@
+"""Objects for tests, made the way the product makes them: through services and jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from django.core.files.uploadedfile import SimpleUploadedFile
+from onnx import TensorProto, helper, numpy_helper
+
+from apps.deployments import services as deployments
+from apps.deployments.models import Deployment, Endpoint
+from apps.jobs.runner import run_inline
+from apps.promotions import services as promotions
+from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
+from apps.registry import services as registry
+from apps.registry.models import ModelVersion, RegisteredModel
+
+if TYPE_CHECKING:
+    from tests.conftest import Cast
+
+_numbers = count(1)
+
+
+def linear_onnx(scale: float = 2.0, *, width: int = 3) -> bytes:
+    """``y = scale * sum(x)`` for float32 rows ``x`` [n, width]; ``y`` is [n, 1]. Equal scales give equal bytes."""
+    weights = numpy_helper.from_array(np.full((width, 1), scale, np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        initializer=[weights],
+    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def upload(content: bytes, name: str = "model.onnx") -> SimpleUploadedFile:
+    """A file as the upload handler hands it on."""
+    file = SimpleUploadedFile(name, content)
+    file.sha256 = hashlib.sha256(content).hexdigest()
+    return file
+
+
+def model(cast: Cast, name: str = "") -> RegisteredModel:
+    """A registered regression model of the team."""
+    name = name or f"model-{next(_numbers)}"
+    return registry.register_model(cast.actor("data_scientist"), team=cast.team, name=name, task="REGRESSION")
+
+
+def uploaded_version(cast: Cast, of: RegisteredModel | None = None, content: bytes | None = None) -> ModelVersion:
+    """A version as it is right after its upload."""
+    content = content or linear_onnx(float(next(_numbers)))
+    of = of or model(cast)
+    return registry.upload_model_version(cast.actor("data_scientist"), model=of, file=upload(content))
+
+
+def ready_version(cast: Cast, of: RegisteredModel | None = None, content: bytes | None = None) -> ModelVersion:
+    """A version that its real validation job accepted."""
+    version = uploaded_version(cast, of, content)
+    assert version.job is not None
+    assert run_inline(version.job).state == "SUCCEEDED"
+    return ModelVersion.objects.with_facts().get(pk=version.pk)
+
+
+def endpoint(cast: Cast, name: str = "") -> Endpoint:
+    """An endpoint of the team on which nothing serves."""
+    return deployments.create_endpoint(
+        cast.actor("operator"), team=cast.team, name=name or f"endpoint-{next(_numbers)}"
+    )
+
+
+def submitted_request(
+    cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None
+) -> PromotionRequest:
+    """A promotion request that waits for a decision."""
+    return promotions.request_promotion(
+        cast.actor("data_scientist"),
+        team=cast.team,
+        model_version=version or ready_version(cast),
+        endpoint=to or endpoint(cast),
+        justification="It is better.",
+    )
+
+
+def sign(cast: Cast, request: PromotionRequest, decision: Decision = Decision.APPROVED, **changes: object) -> Review:
+    """The compliance officer's decision."""
+    from tests.conftest import PASSWORD
+
+    meaning = Meaning.APPROVAL if decision == Decision.APPROVED else Meaning.REJECTION
+    values = {
+        "decision": decision,
+        "meaning": meaning,
+        "comment": "Seen.",
+        "password": PASSWORD,
+        "evidence_digest": request.evidence_digest,
+    }
+    actor = changes.pop("actor", cast.actor("compliance_officer"))
+    return promotions.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
+
+
+def live_request(cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None) -> PromotionRequest:
+    """An approved request that the controller has put into the manifest."""
+    request = submitted_request(cast, version, to)
+    sign(cast, request)
+    promotions.apply_promotions()
+    return PromotionRequest.objects.with_names().get(pk=request.pk)
+
+
+def deployment(cast: Cast) -> Deployment:
+    """A champion on an endpoint."""
+    return Deployment.objects.select_related("endpoint", "model_version__model").get(pk=live_request(cast).deployment_id)
