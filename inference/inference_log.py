@@ -260,7 +260,8 @@ def read_spool(path: Path) -> Iterator[StoredRecord]:
                 return
             if kind == CONTEXT:
                 document = orjson.loads(payload)
-                contexts[document.pop("id")] = _context(document)
+                number = document.pop("id")
+                contexts[number] = _context(document)
             else:
                 yield _decode(payload, contexts)
 

@@ -1,0 +1,109 @@
+"""Small real models, built with onnx.helper; what each computes is plain from its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+OPSET = 17
+TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+
+def build(nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers: Any = ()) -> bytes:
+    """A serialised model; inputs and outputs are (name, V2 datatype, shape)."""
+    values = [[helper.make_tensor_value_info(name, TYPES[kind], shape) for name, kind, shape in side] for side in (inputs, outputs)]
+    graph = helper.make_graph(
+        nodes, "test", *values, [numpy_helper.from_array(array, name) for name, array in dict(initializers).items()]
+    )
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    return model.SerializeToString()
+
+
+def identity(datatype: str, shape: list[Any]) -> bytes:
+    """y = x."""
+    return build([helper.make_node("Identity", ["x"], ["y"])], [("x", datatype, shape)], [("y", datatype, shape)])
+
+
+def scale(factor: float, features: int = 3) -> bytes:
+    """y = factor * x, for FP32 rows."""
+    return build(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        [("x", "FP32", ["n", features])],
+        [("y", "FP32", ["n", features])],
+        {"factor": np.float32(factor)},
+    )
+
+
+def two_in_two_out() -> bytes:
+    """total = a + b (FP32), flag = mask (BOOL), both by row."""
+    return build(
+        [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Identity", ["mask"], ["flag"])],
+        [("a", "FP32", ["n", 2]), ("b", "FP32", ["n", 2]), ("mask", "BOOL", ["n"])],
+        [("total", "FP32", ["n", 2]), ("flag", "BOOL", ["n"])],
+    )
+
+
+def softmax_over_rows() -> bytes:
+    """Rows depend on each other, though the first dimension is free."""
+    return build(
+        [helper.make_node("Softmax", ["x"], ["y"], axis=0)], [("x", "FP32", ["n", 2])], [("y", "FP32", ["n", 2])]
+    )
+
+
+def pick(size: int = 4) -> bytes:
+    """y = table[x]; an index beyond the table makes the model fail."""
+    return build(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        [("x", "INT64", ["n"])],
+        [("y", "FP32", ["n"])],
+        {"table": np.arange(size, dtype=np.float32)},
+    )
+
+
+def slow(width: int = 500, layers: int = 40) -> bytes:
+    """y = x times a large matrix many times: some tens of milliseconds for a row of one feature."""
+    matrix = np.full((width, width), 1 / width, np.float32)
+    nodes = [helper.make_node("Expand", ["x", "shape"], ["h0"])]
+    nodes += [helper.make_node("MatMul", [f"h{i}", "matrix"], [f"h{i + 1}"]) for i in range(layers)]
+    nodes += [helper.make_node("ReduceMean", [f"h{layers}"], ["y"], axes=[1, 2], keepdims=0)]
+    return build(
+        nodes,
+        [("x", "FP32", ["n", 1, 1])],
+        [("y", "FP32", ["n"])],
+        {"matrix": matrix, "shape": np.array([1, width, width], np.int64)},
+    )
+
+
+def logistic_regression(features: int = 30) -> bytes:
+    """A label and two probabilities from a linear score."""
+    random = np.random.default_rng(7)
+    weights = random.normal(size=(features, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weights"], ["score"]),
+        helper.make_node("Sigmoid", ["score"], ["positive"]),
+        helper.make_node("Sub", ["one", "positive"], ["negative"]),
+        helper.make_node("Concat", ["negative", "positive"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+    ]
+    return build(
+        nodes,
+        [("x", "FP32", ["n", features])],
+        [("label", "INT64", ["n"]), ("probabilities", "FP32", ["n", 2])],
+        {"weights": weights, "one": np.ones((1, 1), np.float32)},
+    )
