@@ -43,6 +43,9 @@ LOW_DISK_BYTES: Final = 300 * 2**20
 DISK_INTERVAL_S: Final = 60.0
 
 PROBLEM: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC)\b|^[\w.]*(Error|Exception)\b")
+DATABASE_PROBLEM: Final = re.compile(r"\b(FATAL|PANIC)\b|No space left on device")
+"""A failed statement is the sender's to report."""
+
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,8 +67,9 @@ class Service:
 class LogTail:
     """Follows a log file: new problem lines for the console, the last line for an error, and a bound on its size."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, problem: re.Pattern[str] = PROBLEM) -> None:
         self.path = path
+        self._problem = problem
         self._offset = path.stat().st_size if path.exists() else 0
         self._window_at = 0.0
         self._shown = 0
@@ -79,7 +83,7 @@ class LogTail:
             if self._hidden:
                 lines.append(f"... {self._hidden} more problem lines in {self.path}")
             self._window_at, self._shown, self._hidden = now, 0, 0
-        found = [line for line in self._new_lines() if PROBLEM.search(line)]
+        found = [line for line in self._new_lines() if self._problem.search(line)]
         shown = found[: PROBLEM_LINES - self._shown]
         self._shown += len(shown)
         self._hidden += len(found) - len(shown)
@@ -240,7 +244,7 @@ class Supervisor:
 
     def start_database(self, database: EmbeddedPostgres) -> None:
         """Start ``database`` and keep it running."""
-        self._database_tail = LogTail(database.log_file)
+        self._database_tail = LogTail(database.log_file, DATABASE_PROBLEM)
         database.start()
         self._database = database
 
