@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import ViewSet
 
+from apps.core.errors import NotFound
 from apps.deployments.models import Endpoint
+from apps.monitoring.forms import LogFilterForm, read_filter
+from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, read_log
+
+
+class PredictionSerializer(serializers.Serializer[Prediction]):
+    """A row of the inference log: its reserved columns, then the tensors by name."""
+
+    received_at = serializers.DateTimeField()
+    inputs = serializers.DictField()
+    outputs = serializers.DictField()
+
+    def to_representation(self, instance: Prediction) -> dict[str, Any]:
+        """One flat object for the columns that every prediction has."""
+        return instance.columns | {
+            "received_at": instance.received_at,
+            "inputs": {tensor.name: tensor.json for tensor in instance.inputs},
+            "outputs": {tensor.name: tensor.json for tensor in instance.outputs},
+        }
+
+
+class LogPageSerializer(serializers.Serializer[LogPage]):
+    """A page of the log. ``next`` is ``before`` of the next page; a search out of time says how far back it came."""
+
+    next = serializers.CharField(allow_null=True)
+    searched_back_to = serializers.DateTimeField(allow_null=True)
+    unreadable_segments = serializers.ListField(child=serializers.CharField())
+    results = PredictionSerializer(many=True)
+
+    def to_representation(self, instance: LogPage) -> dict[str, Any]:
+        """The page with its rows."""
+        return {
+            "next": None if instance.next_key is None else str(instance.next_key),
+            "searched_back_to": instance.searched_back_to,
+            "unreadable_segments": instance.unreadable,
+            "results": PredictionSerializer(instance.rows, many=True).data,
+        }
 
 
 class PredictionViewSet(ViewSet):
-    """Predictions of one endpoint, newest first."""
+    """Predictions of one endpoint, newest first; filters: request_id, since, until, outcome, model_version."""
 
     lookup_field = "request_id"
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = ".+"  # a client may choose an id with a slash in it
     permissions: ClassVar[dict[str, str]] = {"list": "team.view", "retrieve": "team.view"}
 
+    @extend_schema(
+        parameters=[OpenApiParameter(name, str) for name in (*LogFilterForm.base_fields, "before")],
+        responses=LogPageSerializer,
+    )
     def list(self, request: Request, endpoint_name: str) -> Response:
-        """A page of predictions."""
-        get_object_or_404(Endpoint.objects.for_team(request.team), name=endpoint_name)
-        return Response({"results": []})
+        """A page of at most 50 predictions."""
+        before = request.query_params.get("before", "")
+        log = read_log(
+            _endpoint(request, endpoint_name),
+            read_filter(request.query_params),
+            before=LogKey.parse(before) if before else None,
+        )
+        return Response(LogPageSerializer(log).data)
 
+    @extend_schema(responses=LogPageSerializer)
     def retrieve(self, request: Request, endpoint_name: str, request_id: str) -> Response:
-        """The predictions of one request."""
-        get_object_or_404(Endpoint.objects.for_team(request.team), name=endpoint_name)
-        return Response({"results": []})
+        """The newest 50 predictions of one request, a row each; 404 when the log does not hold it, or not yet."""
+        log = read_log(_endpoint(request, endpoint_name), LogFilter(request_id=request_id))
+        if not log.rows:
+            raise NotFound("The log holds no request with this id. A prediction takes a few seconds to get there.")
+        return Response(LogPageSerializer(log).data)
+
+
+def _endpoint(request: Request, name: str) -> Endpoint:
+    endpoint: Endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    return endpoint

@@ -19,9 +19,15 @@ class LogSegmentQuerySet(models.QuerySet["LogSegment"]):
         return self.filter(endpoint_id=endpoint_id)
 
     def within(self, since: datetime | None, until: datetime | None) -> Self:
-        """Those that may hold predictions received from ``since`` up to and including ``until``; None leaves an end open."""
+        """Those that may hold predictions received from ``since`` through ``until``; None leaves an end open."""
         rows = self if since is None else self.filter(ended_at__gte=since)
         return rows if until is None else rows.filter(started_at__lte=until)
+
+    def older_than(self, segment: LogSegment) -> Self:
+        """Those that come after ``segment`` when the newest come first."""
+        return self.filter(
+            models.Q(ended_at__lt=segment.ended_at) | models.Q(ended_at=segment.ended_at, pk__lt=segment.pk)
+        )
 
 
 class LogSegment(models.Model):

@@ -9,5 +9,6 @@ urlpatterns = [
     path("monitoring/overview/", views.overview, name="overview"),
     path("endpoints/<slug:name>/live/", views.endpoint_live, name="endpoint-live"),
     path("endpoints/<slug:name>/predictions/", views.prediction_list, name="prediction-list"),
-    path("endpoints/<slug:name>/predictions/<str:request_id>/", views.prediction_detail, name="prediction-detail"),
+    # A client may choose an id with a slash in it.
+    path("endpoints/<slug:name>/predictions/<path:request_id>/", views.prediction_detail, name="prediction-detail"),
 ]

@@ -2,41 +2,126 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any, Final
+
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
+from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from apps.accounts.models import ApiToken
 from apps.core.htmx import render
+from apps.core.pagination import KeysetPage
 from apps.core.permissions import require
-from apps.deployments.models import Endpoint
+from apps.deployments.manifest import CONSOLE_TOKEN_ID
+from apps.deployments.models import Deployment, Endpoint
+from apps.monitoring.charts import sparkline
+from apps.monitoring.forms import LogFilterForm
+from apps.monitoring.live import Window, live_context
+from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, is_intact, read_log
+from apps.monitoring.traffic import endpoint_totals
+
+_OVERVIEW_SPAN: Final = timedelta(hours=1)
+_MAX_ENDPOINTS: Final = 50
+_MAX_ROWS_OF_REQUEST: Final = 100
+_MAX_ATTEMPTS: Final = 20
+_RETRY_SPAN: Final = timedelta(minutes=15)
 
 
 @require_GET
 @require("team.view")
 def overview(request: HttpRequest) -> HttpResponse:
-    """The team's endpoints at a glance; part of the inbox."""
-    return HttpResponse("")
+    """The team's endpoints at a glance, for the inbox; nothing when there are none."""
+    endpoints = list(Endpoint.objects.for_team(request.team)[:_MAX_ENDPOINTS])
+    if not endpoints:
+        return HttpResponse("")
+    champions = Deployment.objects.for_team(request.team).active().champions().select_related("model_version__model")
+    by_endpoint = {row.endpoint_id: row for row in champions}
+    totals = endpoint_totals([endpoint.pk for endpoint in endpoints], timezone.now() - _OVERVIEW_SPAN)
+    rows = [
+        {
+            "endpoint": endpoint,
+            "champion": by_endpoint.get(endpoint.pk),
+            "totals": totals[endpoint.pk],
+            "spark": sparkline(totals[endpoint.pk].rates),
+        }
+        for endpoint in endpoints
+    ]
+    return render(request, "monitoring/_overview.html", {"rows": rows})
 
 
 @require_GET
 @require("team.view")
 def endpoint_live(request: HttpRequest, name: str) -> HttpResponse:
-    """Traffic, latency and errors; polls itself."""
+    """Traffic, latency and errors of the last minutes or hours; the fragment polls itself."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    return render(request, "monitoring/endpoint_live.html", {"endpoint": endpoint})
+    context = live_context(endpoint, Window.named(request.GET.get("window", "")))
+    return render(request, "monitoring/endpoint_live.html", context, fragment="monitoring/_traffic.html")
 
 
 @require_GET
 @require("team.view")
 def prediction_list(request: HttpRequest, name: str) -> HttpResponse:
-    """The endpoint's predictions, newest first."""
+    """The endpoint's predictions, newest first, filtered by the query string."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    return render(request, "monitoring/prediction_list.html", {"endpoint": endpoint})
+    form = LogFilterForm(request.GET)
+    if not form.is_valid():
+        context = {"endpoint": endpoint, "form": form, "log": None}
+        return render(request, "monitoring/prediction_list.html", context, status=422)
+    before = request.GET.get("before", "")
+    log = read_log(endpoint, form.wanted(), before=LogKey.parse(before) if before else None, tensors=3)
+    context = {"endpoint": endpoint, "form": form, "log": log, "page": _page(request, log)}
+    return render(request, "monitoring/prediction_list.html", context, fragment="monitoring/_predictions.html")
 
 
 @require_GET
 @require("team.view")
 def prediction_detail(request: HttpRequest, name: str, request_id: str) -> HttpResponse:
-    """Everything that the log holds of one request."""
+    """Everything that the log holds of one request. What is not shipped yet is looked for again, for a while."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    return render(request, "monitoring/prediction_detail.html", {"endpoint": endpoint, "request_id": request_id})
+    attempt = _attempt(request)
+    since = timezone.now() - _RETRY_SPAN if attempt else None
+    log = read_log(endpoint, LogFilter(request_id=request_id, since=since), size=_MAX_ROWS_OF_REQUEST)
+    context = {"endpoint": endpoint, "request_id": request_id, "log": log}
+    if not log.rows:
+        return _missing(request, context, attempt)
+    segments = {row.segment.pk: row.segment for row in log.rows}
+    context["segments"] = [(segment, is_intact(segment)) for segment in segments.values()]
+    callers = _callers(request, log)
+    context["rows"] = [(row, callers.get(row.columns["token_id"], "")) for row in log.rows]
+    return render(request, "monitoring/prediction_detail.html", context, fragment="monitoring/_prediction.html")
+
+
+def _missing(request: HttpRequest, context: dict[str, Any], attempt: int) -> HttpResponse:
+    """Not in the log, or not yet: the fragment asks again until the attempts are used up."""
+    context["next_attempt"] = attempt + 1 if attempt < _MAX_ATTEMPTS else None
+    template, fragment = "monitoring/prediction_missing.html", "monitoring/_prediction_missing.html"
+    # To a person who opens it, the page is not there; htmx would not show a 404.
+    return render(request, template, context, fragment=fragment, status=200 if attempt else 404)
+
+
+def _attempt(request: HttpRequest) -> int:
+    """How often the fragment has asked before."""
+    text = request.GET.get("attempt", "")
+    return min(int(text), _MAX_ATTEMPTS) if text.isascii() and text.isdecimal() and len(text) < 4 else 0
+
+
+def _callers(request: HttpRequest, log: LogPage) -> dict[int, str]:
+    """The names of the tokens that the predictions were asked for with."""
+    token_ids = {row.columns["token_id"] for row in log.rows} - {CONSOLE_TOKEN_ID}
+    tokens = ApiToken.objects.for_team(request.team).select_related("membership__user").in_bulk(token_ids)
+    names = {pk: f"{token} of {token.membership.user.name}" for pk, token in tokens.items()}
+    return names | {CONSOLE_TOKEN_ID: "the console’s “Try it” form"}
+
+
+def _page(request: HttpRequest, log: LogPage) -> KeysetPage:
+    """The links to older and to the newest predictions, with the same filters."""
+    older, newest = request.GET.copy(), request.GET.copy()
+    older["before"] = str(log.next_key)
+    newest.pop("before", None)
+    return KeysetPage(
+        rows=log.rows,
+        next_query=older.urlencode() if log.next_key else "",
+        first_query=newest.urlencode() if "before" in request.GET else "",
+    )

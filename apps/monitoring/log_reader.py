@@ -1,0 +1,320 @@
+"""Reads the inference log: DuckDB over the Parquet segments that the catalog leaves to read.
+
+Newest first. A search reads segments from the newest back, in slices, until it has a page that no older segment could
+add to; a search that finds little stops when its time is up and says how far it came. Values are bound as parameters,
+and DuckDB may open nothing but the segments' folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import duckdb
+from django.conf import settings
+
+from apps.core.errors import DomainError
+from apps.deployments.models import Endpoint
+from apps.monitoring.models import LogSegment
+from apps.monitoring.tensors import Tensor
+from inference.contracts import RESERVED_LOG_COLUMNS
+
+SEARCH_S: Final = 4.0
+"""How long one search may go on to read older segments."""
+QUERY_S: Final = 15.0
+"""After how long a single query is broken off."""
+_FIRST_SLICE, _LARGEST_SLICE = 32, 512
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+# What is put into the text of a query is one of these; everything else is bound.
+_CONDITIONS: Final = {
+    "request_id": "request_id = ?",
+    "since": "received_at >= ?",
+    "until": "received_at <= ?",
+    "outcome": "outcome = ?",
+    "model_version": "model_version = ?",
+    "before": "(received_at, request_id, row) < (make_timestamptz(?), ?, ?)",
+}
+_FIND: Final = """
+SELECT epoch_us(received_at), request_id, row, filename, file_row_number
+FROM read_parquet(?, union_by_name = true, filename = true, file_row_number = true)
+WHERE {conditions}
+ORDER BY received_at DESC, request_id DESC, row DESC
+LIMIT ?
+"""
+_NAMES: Final = "SELECT * EXCLUDE (received_at) FROM read_parquet(?, hive_partitioning = false) LIMIT 0"
+_FETCH: Final = """
+SELECT file_row_number, epoch_us(received_at), COLUMNS(lambda name: list_contains(?, name))
+FROM read_parquet(?, file_row_number = true, hive_partitioning = false)
+WHERE file_row_number IN (SELECT unnest(?))
+"""
+
+
+class LogKey(NamedTuple):
+    """A prediction's place in the log's order; ``received_us`` since the epoch."""
+
+    received_us: int
+    request_id: str
+    row: int
+
+    @classmethod
+    def parse(cls, text: str) -> LogKey:
+        """Read what ``str`` wrote. Raises ``DomainError``."""
+        received, _, rest = text.partition("~")
+        row, separator, request_id = rest.partition("~")
+        is_whole = received.isdecimal() and row.isdecimal() and len(received) <= 18 and len(row) <= 9
+        if not separator or not is_whole or not (received.isascii() and row.isascii()):
+            raise DomainError("“before” does not name a prediction. Go back to the first page.", field="before")
+        return cls(int(received), request_id, int(row))
+
+    def __str__(self) -> str:
+        return f"{self.received_us}~{self.row}~{self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """What to look for; None and empty do not restrict. Times include both ends."""
+
+    request_id: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    outcome: str = ""
+    model_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row of the log. ``columns`` are the reserved ones without ``received_at``."""
+
+    segment: LogSegment
+    received_at: datetime
+    columns: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+    @property
+    def total_ms(self) -> float:
+        """Time within the service."""
+        return float(self.columns["total_us"]) / 1000
+
+
+@dataclass(slots=True)
+class LogPage:
+    """Predictions, newest first.
+
+    ``next_key`` leads to older ones, if there may be any. ``searched_back_to`` is set when the time was up before the
+    page was full. ``unreadable`` names segments of the catalog that are missing or damaged.
+    """
+
+    rows: list[Prediction] = field(default_factory=list)
+    next_key: LogKey | None = None
+    searched_back_to: datetime | None = None
+    unreadable: list[str] = field(default_factory=list)
+
+
+class _Hit(NamedTuple):
+    """A prediction found, and where it lies."""
+
+    key: LogKey
+    path: str
+    file_row: int
+
+
+def read_log(
+    endpoint: Endpoint, wanted: LogFilter, *, before: LogKey | None = None, size: int = 50, tensors: int | None = None
+) -> LogPage:
+    """The newest ``size`` predictions that fit, older than ``before``, with the first ``tensors`` in- and outputs each.
+
+    Raises ``DomainError`` when a single query takes too long.
+    """
+    page = LogPage()
+    hits: list[_Hit] = []
+    searched_to: datetime | None = None
+    stop_at = time.monotonic() + SEARCH_S
+    segments: dict[str, LogSegment] = {}
+    for batch in _slices(endpoint, wanted, before):
+        if searched_to is not None and time.monotonic() > stop_at:
+            page.searched_back_to = searched_to
+            break
+        segments |= {_absolute(segment): segment for segment in batch}
+        found = _find([_absolute(segment) for segment in batch], wanted, before, size + 1, page.unreadable, segments)
+        hits = sorted([*hits, *found], reverse=True)[: size + 1]
+        searched_to = batch[-1].ended_at
+        if len(hits) > size and hits[size - 1].key.received_us > _micros(searched_to):
+            break
+    if page.searched_back_to:
+        # What has not been read yet holds nothing newer than this, but may hold rows between older ones found.
+        hits = [hit for hit in hits if hit.key.received_us > _micros(page.searched_back_to)]
+        page.next_key = LogKey(_micros(page.searched_back_to) + 1, "", 0)
+    elif len(hits) > size:
+        page.next_key = hits[size - 1].key
+    page.rows = _fetch(hits[:size], segments, tensors, page.unreadable)
+    return page
+
+
+def is_intact(segment: LogSegment) -> bool:
+    """Whether a segment's file still has the SHA-256 with which it was registered."""
+    try:
+        with open(_absolute(segment), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
+    except OSError:
+        return False
+
+
+def _slices(endpoint: Endpoint, wanted: LogFilter, before: LogKey | None) -> Iterator[list[LogSegment]]:
+    """The segments that may hold a match, by the end of their time from the newest back, in growing slices."""
+    until = min((at for at in (wanted.until, _moment(before)) if at is not None), default=None)
+    catalog = LogSegment.objects.of_endpoint(endpoint.pk).within(wanted.since, until).order_by("-ended_at", "-pk")
+    if wanted.model_version is not None:
+        catalog = catalog.filter(model_version=wanted.model_version)
+    length, rest = _FIRST_SLICE, catalog
+    while batch := list(rest[:length]):
+        yield batch
+        if len(batch) < length:
+            return
+        rest = catalog.older_than(batch[-1])
+        length = min(length * 2, _LARGEST_SLICE)
+
+
+def _find(
+    paths: Sequence[str],
+    wanted: LogFilter,
+    before: LogKey | None,
+    limit: int,
+    unreadable: list[str],
+    segments: dict[str, LogSegment],
+) -> list[_Hit]:
+    """Where the newest ``limit`` matches lie in these files. A file that cannot be read is named and left out."""
+    conditions, values = _conditions(wanted, before)
+    try:
+        rows = _run(_FIND.format(conditions=conditions), [list(paths), *values, limit])
+    except duckdb.Error:
+        if len(paths) == 1:
+            unreadable.append(segments[paths[0]].path)
+            return []
+        middle = len(paths) // 2
+        halves = (paths[:middle], paths[middle:])
+        return [hit for half in halves for hit in _find(half, wanted, before, limit, unreadable, segments)]
+    return [_Hit(LogKey(received, request_id, row), path, place) for received, request_id, row, path, place in rows]
+
+
+def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any]]:
+    """The WHERE clause and the values to bind."""
+    given: list[tuple[str, list[Any]]] = [
+        (name, [value])
+        for name in ("request_id", "since", "until", "outcome", "model_version")
+        if (value := getattr(wanted, name)) not in (None, "")
+    ]
+    if before is not None:
+        given.append(("before", list(before)))
+    clause = " AND ".join(_CONDITIONS[name] for name, _ in given) or "true"
+    return clause, [value for _, values in given for value in values]
+
+
+def _fetch(
+    hits: Iterable[_Hit], segments: dict[str, LogSegment], tensors: int | None, unreadable: list[str]
+) -> list[Prediction]:
+    """The rows that were found, in their order. Read file by file, because columns differ between versions."""
+    ordered = list(hits)
+    by_path: dict[str, list[int]] = {}
+    for hit in ordered:
+        by_path.setdefault(hit.path, []).append(hit.file_row)
+    read: dict[tuple[str, int], Prediction] = {}
+    for path, places in by_path.items():
+        try:
+            for place, prediction in _fetch_file(segments[path], path, places, tensors):
+                read[path, place] = prediction
+        except duckdb.Error:
+            unreadable.append(segments[path].path)
+    return [read[hit.path, hit.file_row] for hit in ordered if (hit.path, hit.file_row) in read]
+
+
+def _fetch_file(
+    segment: LogSegment, path: str, places: list[int], tensors: int | None
+) -> Iterator[tuple[int, Prediction]]:
+    names = _names(path)
+    inputs = [name for name in names if name.startswith("input.")][:tensors]
+    outputs = [name for name in names if name.startswith("output.")][:tensors]
+    described = [f"{part}.{name}" for name in (*inputs, *outputs) for part in ("shape", "digest")]
+    wanted = {*RESERVED_LOG_COLUMNS, *inputs, *outputs, *described}
+    chosen = [name for name in names if name in wanted]
+    for place, received, *values in _run(_FETCH, [chosen, path, places]):
+        row = dict(zip(chosen, values, strict=True))
+        prediction = Prediction(
+            segment=segment,
+            received_at=_EPOCH + timedelta(microseconds=received),
+            columns={name: row[name] for name in RESERVED_LOG_COLUMNS if name in row},
+            inputs=[_tensor(name, row) for name in inputs],
+            outputs=[_tensor(name, row) for name in outputs],
+        )
+        yield place, prediction
+
+
+def _tensor(column: str, row: dict[str, Any]) -> Tensor:
+    _, _, name = column.partition(".")
+    return Tensor(name, row[column], row.get(f"shape.{column}"), row.get(f"digest.{column}"))
+
+
+def _names(path: str) -> list[str]:
+    """A file's columns without ``received_at``."""
+    cursor = _database().cursor()
+    return [column[0] for column in cursor.execute(_NAMES, [path]).description]
+
+
+def _run(query: str, values: list[Any]) -> list[tuple[Any, ...]]:
+    """Run one query, broken off after ``QUERY_S``."""
+    cursor = _database().cursor()
+    alarm = threading.Timer(QUERY_S, cursor.interrupt)
+    alarm.start()
+    try:
+        rows: list[tuple[Any, ...]] = cursor.execute(query, values).fetchall()
+        return rows
+    except duckdb.InterruptException as error:
+        raise DomainError("This search takes too long. Narrow the span of time.", field="since") from error
+    finally:
+        alarm.cancel()
+        cursor.close()
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """One in-memory database for the process, so that its bounds hold for all requests together."""
+    database = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": "512MB",
+            "threads": 1,
+            "temp_directory": "",
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        },
+    )
+    folder = str(_root() / "segments").replace("'", "''")
+    database.execute(f"SET allowed_directories = ['{folder}']")
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
+
+
+def _root() -> Path:
+    return Path(settings.INSTALLATION.store)
+
+
+def _absolute(segment: LogSegment) -> str:
+    return str(_root() / segment.path)
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _moment(key: LogKey | None) -> datetime | None:
+    return None if key is None else _EPOCH + timedelta(microseconds=key.received_us)
