@@ -1,0 +1,1 @@
+"""The product as people use it: the whole stack, and Chromium."""
