@@ -99,7 +99,9 @@ def roc_auc(actual: Array, scores: Array) -> Metric:
     classes' dependence is in it. Classes that do not occur in ``actual`` are left out of the mean.
     """
     classes = [1] if scores.shape[1] == 2 else list(range(scores.shape[1]))
-    parts = [delong_components(actual == one, scores[:, one]) for one in classes if 0 < np.sum(actual == one) < len(actual)]
+    parts = [
+        delong_components(actual == one, scores[:, one]) for one in classes if 0 < np.sum(actual == one) < len(actual)
+    ]
     if not parts:
         return Metric("roc_auc", None, note=f"{NOT_ENOUGH_DATA}: only one class occurs in the target")
     value = float(np.mean([area for area, _ in parts]))

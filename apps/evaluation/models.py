@@ -63,9 +63,7 @@ class DatasetVersion(models.Model):
 
     dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="versions")
     number = models.PositiveIntegerField()
-    state = models.CharField(
-        max_length=10, choices=DatasetVersionState.choices, default=DatasetVersionState.VALIDATING
-    )
+    state = models.CharField(max_length=10, choices=DatasetVersionState.choices, default=DatasetVersionState.VALIDATING)
     rejected_reason = models.CharField(max_length=1_000, blank=True)
     sha256 = models.CharField(max_length=64)
     size_bytes = models.BigIntegerField()
@@ -103,8 +101,10 @@ class EvaluationRunQuerySet(TeamScopedQuerySet):
     def finished(self) -> Self:
         """Those that succeeded, with what evidence says of them."""
         runs = self.filter(finished_at__isnull=False)
-        return runs.select_related("dataset_version__dataset").defer("result", "dataset_version__profile").prefetch_related(
-            "metrics"
+        return (
+            runs.select_related("dataset_version__dataset")
+            .defer("result", "dataset_version__profile")
+            .prefetch_related("metrics")
         )
 
     def with_names(self) -> Self:
@@ -118,9 +118,7 @@ class EvaluationRun(models.Model):
     """One model version scored on one dataset version. Never changed once it has finished."""
 
     team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="evaluation_runs")
-    model_version = models.ForeignKey(
-        "registry.ModelVersion", on_delete=models.PROTECT, related_name="evaluation_runs"
-    )
+    model_version = models.ForeignKey("registry.ModelVersion", on_delete=models.PROTECT, related_name="evaluation_runs")
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="evaluation_runs")
     target = models.CharField(max_length=200)
     features = ArrayField(models.CharField(max_length=200))
