@@ -74,21 +74,23 @@ class EmbeddedPostgres:
 
         Raises ``StartupProblem`` with one sentence when it cannot.
         """
+        if self._process is not None and self._process.poll() is None:
+            return
         self._installation.prepare()
         with contextlib.suppress(OSError):
             if self.log_file.stat().st_size > LOG_LIMIT_BYTES:
                 self.log_file.replace(self.log_file.with_suffix(".log.1"))
         try:
-            self._choose_places()
             self._hold_lock()
+            self._choose_places()
             self._check_disk()
             self._stop_leftover_server()
             self._create_cluster()
             self._set_up_roles()
             self._launch()
-        except OSError as error:
-            self._release_lock()
-            raise StartupProblem(f"The database cannot start: {error.strerror} ({error.filename}).") from error
+        except (OSError, subprocess.SubprocessError) as error:
+            self.stop()
+            raise StartupProblem(f"The database cannot start: {error} (log: {self.log_file}).") from error
         except BaseException:
             self.stop()
             raise
