@@ -240,9 +240,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Tea
         dataset_versions = DatasetVersion.objects.for_team(request.team).select_related("dataset")
         run = services.start_evaluation(
             request.actor,
-            model_version=get_object_or_404(
-                model_versions, model__name=asked["model"], number=asked["model_version"]
-            ),
+            model_version=get_object_or_404(model_versions, model__name=asked["model"], number=asked["model_version"]),
             dataset_version=get_object_or_404(
                 dataset_versions, dataset__name=asked["dataset"], number=asked["dataset_version"]
             ),

@@ -7,14 +7,6 @@ from typing import Any, Final
 
 from apps.evaluation.models import EvaluationRun, MetricValue
 
-LABELS: Final = {
-    "accuracy": "Accuracy",
-    "log_loss": "Log loss",
-    "mae": "MAE",
-    "r2": "R²",
-    "rmse": "RMSE",
-    "roc_auc": "ROC AUC",
-}
 _SHARES: Final = frozenset({"accuracy", "roc_auc", "r2"})
 """Metrics on one scale, 1 being perfect; the others are errors, 0 being perfect."""
 _MAX_CELL_TEXTS: Final = 12
@@ -22,11 +14,6 @@ _SPARK_WIDTH: Final = 96
 _SPARK_HEIGHT: Final = 24
 
 Chart = dict[str, Any]
-
-
-def metric_label(name: str) -> str:
-    """A metric's name for people."""
-    return LABELS.get(name, name)
 
 
 def metric_intervals(metrics: Iterable[MetricValue]) -> Chart | None:
@@ -50,12 +37,14 @@ def metric_intervals(metrics: Iterable[MetricValue]) -> Chart | None:
         }
         layout[f"yaxis{axis}"] = {"anchor": f"x{axis}", "autorange": "reversed", "showgrid": False}
     return {
-        "data": [_interval_trace(group, str(position + 1) if position else "") for position, group in enumerate(groups)],
+        "data": [
+            _interval_trace(group, str(position + 1) if position else "") for position, group in enumerate(groups)
+        ],
         "layout": layout,
         "summary": "; ".join(_sentence(metric) for metric in known) + ".",
         "table": {
             "columns": ["Metric", "Value", "95% from", "95% to"],
-            "rows": [[metric_label(one.name), one.value, one.ci_low, one.ci_high] for one in known],
+            "rows": [[one.label, one.value, one.ci_low, one.ci_high] for one in known],
         },
     }
 
@@ -255,7 +244,7 @@ def _interval_trace(metrics: list[MetricValue], axis: str) -> dict[str, Any]:
         "xaxis": f"x{axis}",
         "yaxis": f"y{axis}",
         "x": [metric.value for metric in metrics],
-        "y": [metric_label(metric.name) for metric in metrics],
+        "y": [metric.label for metric in metrics],
         "marker": {"color": "c1", "size": 9},
         "error_x": {
             "type": "data",
@@ -273,7 +262,7 @@ def _arm(value: float | None, end: float | None) -> float:
 
 
 def _sentence(metric: MetricValue) -> str:
-    said = f"{metric_label(metric.name)} {metric.value:,.4g}"
+    said = f"{metric.label} {metric.value:,.4g}"
     if metric.ci_low is None or metric.ci_high is None:
         return said
     return f"{said} (95% interval {metric.ci_low:,.4g} to {metric.ci_high:,.4g})"

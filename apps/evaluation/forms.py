@@ -51,7 +51,12 @@ class EvaluationForm(forms.Form):
     )
 
     def __init__(
-        self, *args: object, choices: Sequence[DatasetVersion], chosen: DatasetVersion | None, url: str, **kwargs: object
+        self,
+        *args: object,
+        choices: Sequence[DatasetVersion],
+        chosen: DatasetVersion | None,
+        url: str,
+        **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         versions = self.fields["dataset_version"]

@@ -216,7 +216,7 @@ def _confusion(actual: Array, predicted: Array, classes: list[str | int]) -> dic
 
 def _roc(is_positive: Array, scores: Array, positive_label: str) -> dict[str, Any]:
     false_rate, true_rate, thresholds = roc_curve(is_positive, scores)
-    keep = _thin(len(false_rate), MAX_CURVE_POINTS)
+    keep = _thin(false_rate + true_rate, MAX_CURVE_POINTS)
     return {
         "positive": positive_label,
         "false_positive_rate": false_rate[keep].tolist(),
@@ -226,9 +226,16 @@ def _roc(is_positive: Array, scores: Array, positive_label: str) -> dict[str, An
     }
 
 
-def _thin(count: int, most: int) -> Array:
-    """At most ``most`` indices into ``count`` points, evenly spread, both ends kept."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+def _thin(position: Array, most: int) -> Array:
+    """At most ``most`` indices into points along a curve, both ends kept.
+
+    ``position`` grows along it. Even steps of it, not of the index, bound what is lost: no dropped point is farther
+    than one step from a kept one.
+    """
+    if len(position) <= most:
+        return np.arange(len(position))
+    steps = np.linspace(position[0], position[-1], most - 1)
+    return np.unique(np.append(np.searchsorted(position, steps), len(position) - 1))
 
 
 def _histogram(residuals: Array) -> dict[str, list[Any]]:

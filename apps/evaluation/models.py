@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
+from django.urls import reverse
+from django.urls import reverse
 
 from apps.accounts.models import slug_validator
 from apps.core.querysets import TeamScopedQuerySet
 from apps.jobs.models import JobState
+
+
+METRIC_LABELS: Final = {
+    "accuracy": "Accuracy",
+    "log_loss": "Log loss",
+    "mae": "MAE",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "roc_auc": "ROC AUC",
+}
 
 
 class Dataset(models.Model):
@@ -30,6 +42,14 @@ class Dataset(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("evaluation:dataset-detail", args=[self.name])
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("evaluation:dataset-detail", args=[self.name])
 
 
 class DatasetVersionState(models.TextChoices):
@@ -58,7 +78,7 @@ class DatasetVersion(models.Model):
     """One uploaded file, kept as typed Parquet.
 
     ``sha256`` is the digest of the bytes that were uploaded: the version's identity. ``stored_sha256`` is the digest of
-    the Parquet file at ``path``, checked before each use. ``upload_path`` holds the upload until it has been converted.
+    the Parquet file at ``path``, checked before each use. The upload itself stays at ``original_path``.
     """
 
     dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="versions")
@@ -68,7 +88,7 @@ class DatasetVersion(models.Model):
     sha256 = models.CharField(max_length=64)
     size_bytes = models.BigIntegerField()
     file_name = models.CharField(max_length=200)
-    upload_path = models.CharField(max_length=200, blank=True)
+    original_path = models.CharField(max_length=200)
     stored_sha256 = models.CharField(max_length=64, blank=True)
     path = models.CharField(max_length=200, blank=True)
     row_count = models.BigIntegerField(null=True)
@@ -84,7 +104,9 @@ class DatasetVersion(models.Model):
         ordering = ("-number",)
         constraints = (
             models.UniqueConstraint(fields=("dataset", "number"), name="dataset_version_number_once"),
-            models.UniqueConstraint(fields=("dataset", "sha256"), name="dataset_version_bytes_once"),
+            models.UniqueConstraint(
+                fields=("dataset", "sha256"), condition=~models.Q(state="REJECTED"), name="dataset_version_bytes_once"
+            ),
             models.CheckConstraint(
                 condition=~models.Q(state="READY") | (~models.Q(path="") & models.Q(row_count__gt=0)),
                 name="dataset_version_ready_is_stored",
@@ -93,6 +115,15 @@ class DatasetVersion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.dataset.name} v{self.number}"
+
+    def get_absolute_url(self) -> str:
+        """The page of its dataset, with this version's columns."""
+        return f"{self.dataset.get_absolute_url()}?version={self.number}"
+
+    @property
+    def is_ready(self) -> bool:
+        """True if an evaluation can use it."""
+        return self.state == DatasetVersionState.READY
 
 
 class EvaluationRunQuerySet(TeamScopedQuerySet):
@@ -107,11 +138,15 @@ class EvaluationRunQuerySet(TeamScopedQuerySet):
             .prefetch_related("metrics")
         )
 
+    def with_facts(self) -> Self:
+        """Everything that a run's own page shows, in two queries."""
+        related = ("model_version__model", "model_version__artifact", "dataset_version__dataset", "requested_by", "job")
+        runs = self.select_related(*related).prefetch_related("metrics")
+        return runs.defer("dataset_version__profile", "dataset_version__schema")
+
     def with_names(self) -> Self:
         """Everything that a list shows of a run, without its curves, in two queries."""
-        related = ("model_version__model", "dataset_version__dataset", "requested_by", "job")
-        runs = self.select_related(*related).prefetch_related("metrics")
-        return runs.defer("result", "dataset_version__profile", "dataset_version__schema")
+        return self.with_facts().defer("result", "dataset_version__profile", "dataset_version__schema")
 
 
 class EvaluationRun(models.Model):
@@ -137,6 +172,14 @@ class EvaluationRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_version} on {self.dataset_version}"
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("evaluation:run-detail", args=[self.pk])
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("evaluation:run-detail", args=[self.pk])
 
     @property
     def state(self) -> str:
@@ -180,6 +223,11 @@ class MetricValue(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def label(self) -> str:
+        """The metric's name for people."""
+        return METRIC_LABELS.get(self.name, self.name)
 
     def as_evidence(self) -> dict[str, Any]:
         """Name, value and interval, JSON-safe."""

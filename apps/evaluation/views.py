@@ -132,7 +132,7 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
     metrics = list(run.metrics.all())
     context = {
         "run": run,
-        "metrics": [(charts.metric_label(metric.name), metric) for metric in metrics],
+        "metrics": metrics,
         "intervals": charts.metric_intervals(metrics),
         "charts": charts.run_charts(run),
     }
