@@ -43,7 +43,14 @@ _LANDLOCK_FS: Final = ((1, 0x1FFF), (2, 0x2000), (3, 0x4000), (5, 0x8000))
 """(ABI version, file access rights that it can deny)."""
 _UNPRIVILEGED: Final = 65_533
 """A user id that nothing else runs as: the embedded database runs as ``nobody``."""
-_OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate")
+_OUT_OF_MEMORY: Final = (
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "out of memory",
+    "cannot allocate",
+    "supported maximum",  # of a tensor's bytes
+)
 
 
 def main(order: str) -> None:
@@ -215,7 +222,9 @@ def check_structure(model: onnx.ModelProto, *, max_nodes: int, max_depth: int) -
         for node in nodes:
             count += 1
             if count > max_nodes:
-                raise ArtifactRejected(f"The model has more than {max_nodes:,} nodes. Simplify it before you upload it.")
+                raise ArtifactRejected(
+                    f"The model has more than {max_nodes:,} nodes. Simplify it before you upload it."
+                )
             if node.domain not in domains:
                 raise ArtifactRejected(
                     f"The operator “{_printable(node.op_type, 80)}” of “{_printable(node.domain, 80)}” is not served. "

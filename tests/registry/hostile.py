@@ -1,220 +1,397 @@
-"""Model files that a hostile or careless person might upload, each with the words that its refusal must contain."""
+"""Files that somebody might upload: one harmless model, and many that must not be served. Built when asked for."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import zipfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnxruntime as ort
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TrainingInfoProto,
+    helper,
+    numpy_helper,
+)
+
+OPSET: Final = 17
+FLOAT: Final = TensorProto.FLOAT
+HUGE: Final = 2**37
+"""Elements: 512 GiB of FP32."""
+MARKUP: Final = "<script>alert('x')</script>"
 
 
-def build(nodes: list[Any], *, inits: list[Any] | None = None, opsets: Any = None, shape: Any = ("n", 4)) -> bytes:
-    """A model from float input ``x`` to output ``y``."""
+def value(name: str, shape: Sequence[int | str] | None, kind: int = FLOAT) -> Any:
+    """An input or output."""
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def constant(name: str, numbers: Any, kind: type = np.int64) -> TensorProto:
+    """An initializer."""
+    return numpy_helper.from_array(np.asarray(numbers, dtype=kind), name)
+
+
+def model_of(
+    nodes: Sequence[NodeProto],
+    *,
+    initializers: Sequence[TensorProto] = (),
+    inputs: Sequence[Any] | None = None,
+    outputs: Sequence[Any] | None = None,
+    domains: Sequence[str] = (),
+    functions: Sequence[FunctionProto] = (),
+) -> ModelProto:
+    """A model from ``x`` [n, 1] to ``y``, unless told otherwise."""
     graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        initializer=inits or [],
+        list(nodes),
+        "graph",
+        [value("x", ["n", 1])] if inputs is None else list(inputs),
+        [value("y", None)] if outputs is None else list(outputs),
+        list(initializers),
     )
-    model = helper.make_model(graph, opset_imports=opsets or [helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=list(functions))
+
+
+def harmless(features: int = 3, *, bias: float = 0.5) -> bytes:
+    """A linear model, [n, features] FP32 to [n, 1] FP32; another ``bias`` makes other bytes."""
+    weights = constant("weights", np.full((features, 1), 0.25), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weights"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["y"]),
+    ]
+    model = model_of(
+        nodes,
+        initializers=[weights, constant("bias", [bias], np.float32)],
+        inputs=[value("x", ["n", features])],
+        outputs=[value("y", ["n", 1])],
+    )
+    model.producer_name, model.producer_version = "tests", "1"
     return bytes(model.SerializeToString())
 
 
-def good() -> bytes:
-    """Twice the input."""
-    return build([helper.make_node("Add", ["x", "x"], ["y"])])
+# Work and memory without bounds.
 
 
-def _external(location: str) -> bytes:
-    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    entry = weight.external_data.add()
-    entry.key, entry.value = "location", location
-    return build([helper.make_node("Add", ["x", "w"], ["y"])], inits=[weight])
+def constant_of_512_gib() -> ModelProto:
+    """Folded while the model is loaded."""
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["huge"]), helper.make_node("Add", ["x", "huge"], ["y"])]
+    return model_of(nodes, initializers=[constant("shape", [HUGE])])
 
 
-def _external_in_subgraph() -> bytes:
-    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    entry = weight.external_data.add()
-    entry.key, entry.value = "location", "/etc/passwd"
-    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
-    branch = helper.make_graph([helper.make_node("Identity", ["w"], ["z"])], "b", [], [out], initializer=[weight])
-    condition = numpy_helper.from_array(np.array(True), "c")
-    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
-    return build([node], inits=[condition])
+def expand_bomb() -> ModelProto:
+    """One number made into 512 GiB."""
+    return model_of([helper.make_node("Expand", ["x", "shape"], ["y"])], initializers=[constant("shape", [HUGE])])
 
 
-def _constant_of_shape(elements: int) -> bytes:
-    shape = numpy_helper.from_array(np.array([elements], np.int64), "s")
+def tile_bomb() -> ModelProto:
+    """The same by repetition."""
+    return model_of([helper.make_node("Tile", ["x", "times"], ["y"])], initializers=[constant("times", [1, HUGE])])
+
+
+def range_bomb() -> ModelProto:
+    """A count to 2^40, then added to the input."""
     nodes = [
-        helper.make_node("ConstantOfShape", ["s"], ["big"]),
-        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=1),
-        helper.make_node("Add", ["x", "sum"], ["y"]),
+        helper.make_node("Range", ["start", "limit", "step"], ["numbers"]),
+        helper.make_node("Cast", ["numbers"], ["floats"], to=FLOAT),
+        helper.make_node("Add", ["x", "floats"], ["y"]),
     ]
-    return build(nodes, inits=[shape])
+    return model_of(nodes, initializers=[constant("start", 0), constant("limit", 2**40), constant("step", 1)])
 
 
-def _expand_bomb() -> bytes:
-    shape = numpy_helper.from_array(np.array([1 << 20, 1 << 18], np.int64), "s")
+def _loop(*, scan: bool) -> ModelProto:
+    """2^62 rounds of adding; with ``scan`` every round's value is kept."""
+    kept = [helper.make_node("Expand", ["after", "kibi"], ["kept"])] if scan else []
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+            *kept,
+        ],
+        "body",
+        [value("round", [], TensorProto.INT64), value("go_on", [], TensorProto.BOOL), value("before", None)],
+        [value("still", [], TensorProto.BOOL), value("after", None), *([value("kept", None)] if scan else [])],
+    )
+    outputs = ["last", "y"] if scan else ["y"]
+    return model_of(
+        [helper.make_node("Loop", ["rounds", "go", "x"], outputs, body=body)],
+        initializers=[constant("rounds", 2**62), constant("go", True, np.bool_), constant("kibi", [1, 2**20])],
+    )
+
+
+def endless_loop() -> ModelProto:
+    """2^62 rounds."""
+    return _loop(scan=False)
+
+
+def growing_scan() -> ModelProto:
+    """2^62 rounds, each keeping 4 MiB."""
+    return _loop(scan=True)
+
+
+def _matmuls(size: int, first: NodeProto) -> ModelProto:
+    nodes = [first] + [helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(8)]
+    nodes += [helper.make_node("ReduceMax", ["m8"], ["top"]), helper.make_node("Add", ["x", "top"], ["y"])]
+    return model_of(nodes, initializers=[constant("shape", [size, size])])
+
+
+def load_time_burn() -> ModelProto:
+    """Minutes of constant folding inside the constructor of the session."""
+    return _matmuls(5_000, helper.make_node("ConstantOfShape", ["shape"], ["m0"]))
+
+
+def giant_matmul() -> ModelProto:
+    """The same work at run time, where no terminate flag stops it."""
+    return _matmuls(5_000, helper.make_node("Expand", ["x", "shape"], ["m0"]))
+
+
+def function_bomb() -> ModelProto:
+    """Thirty functions, each calling the one before twice: a billion nodes when they are inlined."""
+
+    def function(level: int) -> FunctionProto:
+        callee = ("Identity", "") if level == 0 else (f"f{level - 1}", "local")
+        nodes = [
+            helper.make_node(callee[0], ["a"], ["b"], domain=callee[1]),
+            helper.make_node(callee[0], ["b"], ["c"], domain=callee[1]),
+        ]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("local", 1)]
+        return helper.make_function("local", f"f{level}", ["a"], ["c"], nodes, opsets)
+
+    functions = [function(level) for level in range(30)]
+    call = helper.make_node("f29", ["x"], ["y"], domain="local")
+    return model_of([call], domains=["local"], functions=functions)
+
+
+def recursive_function() -> ModelProto:
+    """A function that calls itself."""
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("local", 1)]
+    body = [helper.make_node("again", ["a"], ["b"], domain="local")]
+    function = helper.make_function("local", "again", ["a"], ["b"], body, opsets)
+    return model_of([helper.make_node("again", ["x"], ["y"], domain="local")], domains=["local"], functions=[function])
+
+
+# Weights from somewhere else.
+
+
+def _outside(location: str, name: str = "weights") -> TensorProto:
+    tensor = TensorProto(name=name, data_type=FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", location), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def external(location: str) -> ModelProto:
+    """An initializer in another file: relative, absolute, through links, or an address in memory."""
+    return model_of([helper.make_node("Mul", ["x", "weights"], ["y"])], initializers=[_outside(location)])
+
+
+def external_in_subgraph() -> ModelProto:
+    """The same, in a branch."""
+
+    def branch(name: str) -> GraphProto:
+        node = helper.make_node("Mul", ["x", f"{name}_w"], [name])
+        return helper.make_graph([node], name, [], [value(name, None)], [_outside("weights.bin", f"{name}_w")])
+
+    node = helper.make_node("If", ["yes"], ["y"], then_branch=branch("then"), else_branch=branch("other"))
+    return model_of([node], initializers=[constant("yes", True, np.bool_)])
+
+
+def external_in_constant() -> ModelProto:
+    """The same, in a node's attribute."""
     nodes = [
-        helper.make_node("ReduceSum", ["x"], ["one"], keepdims=0),
-        helper.make_node("Expand", ["one", "s"], ["y"]),
+        helper.make_node("Constant", [], ["weights"], value=_outside("weights.bin")),
+        helper.make_node("Mul", ["x", "weights"], ["y"]),
     ]
-    return build(nodes, inits=[shape])
+    return model_of(nodes)
 
 
-def _tile_bomb() -> bytes:
-    repeats = numpy_helper.from_array(np.array([1 << 19, 1 << 18], np.int64), "r")
-    return build([helper.make_node("Tile", ["x", "r"], ["y"])], inits=[repeats])
+def external_in_function() -> ModelProto:
+    """The same, as the default of a function's attribute."""
+    constant_node = helper.make_node("Constant", [], ["w"])
+    constant_node.attribute.add(name="value", ref_attr_name="w", type=AttributeProto.TENSOR)
+    body = [constant_node, helper.make_node("Mul", ["a", "w"], ["b"])]
+    function = helper.make_function("local", "scale", ["a"], ["b"], body, [helper.make_opsetid("", OPSET)])
+    function.attribute_proto.append(helper.make_attribute("w", _outside("weights.bin")))
+    return model_of([helper.make_node("scale", ["x"], ["y"], domain="local")], domains=["local"], functions=[function])
 
 
-def _loop(*, scan: bool) -> bytes:
-    iteration = helper.make_tensor_value_info("i", TensorProto.INT64, [])
-    going = helper.make_tensor_value_info("go", TensorProto.BOOL, [])
-    state = helper.make_tensor_value_info("v", TensorProto.FLOAT, None)
-    outs = [helper.make_tensor_value_info(n, t, None) for n, t in (("go2", TensorProto.BOOL), ("v2", TensorProto.FLOAT))]
-    nodes = [helper.make_node("Identity", ["go"], ["go2"]), helper.make_node("Add", ["v", "v"], ["v2"])]
-    if scan:
-        nodes.append(helper.make_node("Identity", ["v2"], ["grown"]))
-        outs.append(helper.make_tensor_value_info("grown", TensorProto.FLOAT, None))
-    body = helper.make_graph(nodes, "body", [iteration, going, state], outs)
-    inits = [
-        numpy_helper.from_array(np.array(2**62, np.int64), "m"),
-        numpy_helper.from_array(np.array(True), "t"),
-    ]
-    results = ["last", "y"] if scan else ["y"]
-    return build([helper.make_node("Loop", ["m", "t", "x"], results, body=body)], inits=inits)
+def external_sparse() -> ModelProto:
+    """The same, in a sparse initializer."""
+    model = model_of([helper.make_node("Mul", ["x", "weights"], ["y"])])
+    sparse = model.graph.sparse_initializer.add(dims=[1])
+    sparse.values.CopyFrom(_outside("weights.bin"))
+    sparse.indices.CopyFrom(constant("", [0]))
+    return model
 
 
-def _load_burn() -> bytes:
-    """Constant folding inside ``InferenceSession()`` multiplies large constants for minutes."""
-    shape = numpy_helper.from_array(np.array([6000, 6000], np.int64), "s")
-    nodes: list[Any] = [
-        helper.make_node("ConstantOfShape", ["s"], ["m0"], value=numpy_helper.from_array(np.ones(1, np.float32)))
-    ]
-    for step in range(40):
-        nodes.append(helper.make_node("MatMul", [f"m{step}", f"m{step}"], [f"m{step + 1}"]))
-    nodes += [
-        helper.make_node("ReduceMax", ["m40"], ["top"], keepdims=0),
-        helper.make_node("Add", ["x", "top"], ["y"]),
-    ]
-    return build(nodes, inits=[shape])
+# Structures that are not for serving.
 
 
-def _giant_matmul() -> bytes:
-    shape = numpy_helper.from_array(np.array([12_000, 12_000], np.int64), "s")
-    nodes = [
-        helper.make_node("ReduceSum", ["x"], ["one"], keepdims=0),
-        helper.make_node("Expand", ["one", "s"], ["a"]),
-        helper.make_node("MatMul", ["a", "a"], ["b"]),
-        helper.make_node("MatMul", ["b", "a"], ["y"]),
-    ]
-    return build(nodes, inits=[shape])
+def nested(depth: int) -> ModelProto:
+    """Branches inside branches."""
 
-
-def _nested(depth: int) -> bytes:
-    condition = numpy_helper.from_array(np.array(True), "c")
-    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
-    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "leaf", [], [out])
-    for level in range(depth):
-        node = helper.make_node("If", ["c"], [f"z{level}"], then_branch=branch, else_branch=branch)
-        out = helper.make_tensor_value_info(f"z{level}", TensorProto.FLOAT, None)
-        branch = helper.make_graph([node], f"level{level}", [], [out])
-        if level > 6:  # both branches double the size: go on with one
-            break
-    for level in range(7, depth):
-        leaf_out = helper.make_tensor_value_info("w", TensorProto.FLOAT, None)
-        leaf = helper.make_graph([helper.make_node("Identity", ["x"], ["w"])], "leaf", [], [leaf_out])
-        node = helper.make_node("If", ["c"], [f"q{level}"], then_branch=branch, else_branch=leaf)
-        branch = helper.make_graph(
-            [node], f"deep{level}", [], [helper.make_tensor_value_info(f"q{level}", TensorProto.FLOAT, None)]
+    def branch(level: int) -> GraphProto:
+        node = (
+            helper.make_node("Identity", ["x"], [f"y{level}"])
+            if level == 0
+            else helper.make_node("If", ["yes"], [f"y{level}"], then_branch=branch(level - 1), else_branch=branch(0))
         )
-    return build([helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)], inits=[condition])
+        return helper.make_graph([node], f"level{level}", [], [value(f"y{level}", None)])
+
+    node = helper.make_node("If", ["yes"], ["y"], then_branch=branch(depth), else_branch=branch(0))
+    return model_of([node], initializers=[constant("yes", True, np.bool_)])
 
 
-def _many_nodes(count: int) -> bytes:
-    names = ["x", *(f"t{index}" for index in range(count - 1)), "y"]
-    return build([helper.make_node("Identity", [names[i]], [names[i + 1]]) for i in range(count)])
+def nested_beyond_parsing() -> bytes:
+    """Three hundred branches inside branches, written by hand: no protobuf library builds this."""
+
+    def field(number: int, content: bytes) -> bytes:
+        length, rest = b"", len(content)
+        while rest > 0x7F:
+            length, rest = length + bytes([rest & 0x7F | 0x80]), rest >> 7
+        return bytes([number << 3 | 2]) + length + bytes([rest]) + content
+
+    graph = field(2, b"innermost")
+    for _ in range(300):
+        attribute = field(1, b"then_branch") + field(6, graph)
+        graph = field(1, field(1, b"yes") + field(4, b"If") + field(5, attribute))
+    return b"\x08\x08" + field(7, graph)
 
 
-def _custom_op() -> bytes:
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("evil.corp", 1)]
-    return build([helper.make_node("Shell", ["x"], ["y"], domain="evil.corp")], opsets=opsets)
+def many_nodes(count: int) -> ModelProto:
+    """A long chain."""
+    names = ["x", *(f"v{i}" for i in range(count - 1)), "y"]
+    return model_of([helper.make_node("Identity", [a], [b]) for a, b in zip(names, names[1:], strict=False)])
 
 
-def _undeclared_custom_op() -> bytes:
-    return build([helper.make_node("Shell", ["x"], ["y"], domain="evil.corp")])
+def custom_operator() -> ModelProto:
+    """An operator that needs a library of the uploader's."""
+    return model_of([helper.make_node("Steal", ["x"], ["y"], domain="evil.ops")], domains=["evil.ops"])
 
 
-def _zip() -> bytes:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("data.pkl", b"nothing")
-    return data.getvalue()
+def undeclared_custom_operator() -> ModelProto:
+    """The same, without saying so in the imports."""
+    return model_of([helper.make_node("Steal", ["x"], ["y"], domain="evil.ops")])
 
 
-def _ort_format() -> bytes:
-    return b"\x1c\x00\x00\x00ORTM" + bytes(200)
+def unknown_operator() -> ModelProto:
+    """No operator of ONNX."""
+    return model_of([helper.make_node("Frobnicate", ["x"], ["y"])])
 
 
-def _no_graph() -> bytes:
-    return bytes(onnx.ModelProto(ir_version=8, producer_name="nobody").SerializeToString())
-
-
-def _wrong_types() -> bytes:
-    return build([helper.make_node("StringNormalizer", ["x"], ["y"])])
-
-
-def _map_output() -> bytes:
-    node = helper.make_node(
-        "ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_strings=["a", "b", "c", "d"]
+def wrong_type() -> ModelProto:
+    """Arithmetic on text."""
+    return model_of(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        inputs=[value("x", ["n", 1], TensorProto.STRING)],
+        outputs=[value("y", ["n", 1], TensorProto.STRING)],
     )
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_value_info("y", helper.make_sequence_type_proto(helper.make_map_type_proto(
-            TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))))],
+
+
+def without_graph() -> ModelProto:
+    """A valid protobuf that holds nothing."""
+    return ModelProto(ir_version=8)
+
+
+def training_information() -> ModelProto:
+    """A training graph beside the model."""
+    model = model_of([helper.make_node("Identity", ["x"], ["y"])])
+    model.training_info.append(TrainingInfoProto())
+    return model
+
+
+def impossible_reshape() -> ModelProto:
+    """Fails on the made-up inputs, as a good model may that wants an image of a certain size."""
+    return model_of([helper.make_node("Reshape", ["x", "shape"], ["y"])], initializers=[constant("shape", [7, 3])])
+
+
+def without_inputs() -> ModelProto:
+    """Nothing to predict from."""
+    node = helper.make_node("Identity", ["one"], ["y"])
+    return model_of([node], inputs=[], initializers=[constant("one", [1.0], np.float32)])
+
+
+def huge_input() -> ModelProto:
+    """One row would fill the memory."""
+    return model_of([helper.make_node("Identity", ["x"], ["y"])], inputs=[value("x", ["n", HUGE])])
+
+
+def control_characters_in_a_name() -> ModelProto:
+    """What no database column takes."""
+    return model_of([helper.make_node("Identity", ["x\0y"], ["y"])], inputs=[value("x\0y", ["n", 1])])
+
+
+def name_that_is_no_text() -> bytes:
+    """Bytes that are not UTF-8 where a name belongs."""
+    model = model_of([helper.make_node("Identity", ["in_put"], ["y"])], inputs=[value("in_put", ["n", 1])])
+    return bytes(model.SerializeToString()).replace(b"in_put", b"\xff\xfe_put")
+
+
+def map_output() -> bytes:
+    """A classifier as skl2onnx writes it by default: a list of dictionaries."""
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    rows = np.array([[0.0], [1.0]], dtype=np.float32)
+    return bytes(to_onnx(LogisticRegression().fit(rows, [0, 1]), rows, target_opset=OPSET).SerializeToString())
+
+
+def markup_everywhere() -> ModelProto:
+    """A model that works, with markup in everything that is shown."""
+    model = model_of(
+        [helper.make_node("Identity", [MARKUP], [f"{MARKUP}2"])],
+        inputs=[value(MARKUP, ["n", 1])],
+        outputs=[value(f"{MARKUP}2", ["n", 1])],
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    model.producer_name = model.doc_string = MARKUP
+    helper.set_model_props(model, {MARKUP: MARKUP})
+    return model
 
 
-# name -> (how to build it, what the refusal says)
-REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "empty"),
-    "pickle": (lambda: pickle.dumps({"weights": [1, 2]}), "pickle"),
-    "zip or .pt": (_zip, "ZIP"),
-    "ORT format": (_ort_format, "own format"),
-    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
-    "text": (lambda: b"<html>hello</html>", "ONNX model"),
-    "truncated": (lambda: good()[:-7], "ONNX"),
-    "no graph": (_no_graph, "no ONNX model"),
-    "external, relative": (lambda: _external("weights.bin"), "outside the file"),
-    "external, traversal": (lambda: _external("../../etc/passwd"), "outside the file"),
-    "external, absolute": (lambda: _external("/etc/passwd"), "outside the file"),
-    "external, memory address": (lambda: _external("*/_ORT_MEM_ADDR_/*"), "outside the file"),
-    "external in a subgraph": (_external_in_subgraph, "outside the file"),
-    "custom operator": (_custom_op, "evil.corp"),
-    "custom operator, undeclared": (_undeclared_custom_op, "evil.corp"),
-    "nested too deep": (lambda: _nested(20), "deep"),
-    "too many nodes": (lambda: _many_nodes(1_001), "nodes"),
-    "512 GiB constant": (lambda: _constant_of_shape(1 << 37), "memory"),
-    "expand bomb": (_expand_bomb, "memory"),
-    "tile bomb": (_tile_bomb, "memory"),
-    "growing scan output": (lambda: _loop(scan=True), "or more than"),
-    "endless loop": (lambda: _loop(scan=False), "loop without an end"),
-    "burns while loading": (_load_burn, "processor time"),
-    "giant matrix product": (_giant_matmul, "processor time"),
-    "operator on the wrong type": (_wrong_types, "cannot load"),
-    "map output": (_map_output, "plain tensors"),
-}
+# Files that are no ONNX model.
+
+
+class _Explosive:
+    """Runs a command when it is unpickled; nothing here ever does that."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        import os
+
+        return os.system, ("touch /tmp/unpickled-by-countersign",)
+
+
+def a_pickle() -> bytes:
+    """A pickled object."""
+    return pickle.dumps(_Explosive())
+
+
+def a_zip(member: str = "model.onnx") -> bytes:
+    """An archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(member, harmless())
+    return buffer.getvalue()
+
+
+def ort_format(folder: Path) -> bytes:
+    """A model in ONNX Runtime's own format."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    ort.InferenceSession(harmless(), options, providers=["CPUExecutionProvider"])
+    return (folder / "model.ort").read_bytes()
+
+
+def flipped(position: int) -> bytes:
+    """The harmless model with one byte changed, ``position`` tenths into the file."""
+    data = bytearray(harmless())
+    data[len(data) * position // 10 + 1] ^= 0x55
+    return bytes(data)
