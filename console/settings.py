@@ -161,6 +161,7 @@ STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
     "apps.core.finders.PlotlyFinder",
 ]
+WHITENOISE_KEEP_ONLY_HASHED_FILES = True  # pages use no other names; compressing both takes twice as long
 STORAGES = {
     "default": {
         "BACKEND": "django.core.files.storage.FileSystemStorage",
