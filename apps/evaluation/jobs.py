@@ -1,0 +1,96 @@
+"""The two jobs: reading an upload, and scoring a model on a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import default_storage
+from django.db import transaction
+
+from apps.core.errors import DomainError
+from apps.evaluation import intake
+from apps.evaluation.models import DatasetVersion, DatasetVersionState, EvaluationRun
+from apps.evaluation.scoring import score
+from apps.evaluation.services import accept_dataset_version, finish_evaluation, plan_of, reject_dataset_version
+from apps.jobs.runner import JobRun, job
+
+
+@job("evaluation.profile_dataset", timeout_s=3_600, max_attempts=2)
+def profile_dataset(run: JobRun, *, dataset_version_id: int) -> dict[str, Any]:
+    """Convert an upload to typed Parquet and describe it, or reject it with the reason. Idempotent."""
+    version = DatasetVersion.objects.select_related("dataset__team").get(pk=dataset_version_id)
+    if version.state != DatasetVersionState.VALIDATING:
+        return {"state": version.state}
+    run.progress(0.01, "Checking the digest")
+    try:
+        with tempfile.TemporaryDirectory(dir=settings.FILE_UPLOAD_TEMP_DIR, prefix="profile-") as name:
+            accepted = _read_and_store(run, version, Path(name))
+    except DomainError as error:
+        reject_dataset_version(run.actor, dataset_version=version, reason=error.message)
+        run.log(f"Rejected: {error.message}")
+        return {"state": DatasetVersionState.REJECTED, "reason": error.message}
+    accept_dataset_version(run.actor, dataset_version=version, **accepted)
+    run.log(f"{accepted['row_count']:,} rows, {len(accepted['schema']):,} columns")
+    return {"state": DatasetVersionState.READY}
+
+
+@job("evaluation.evaluate", timeout_s=2 * 3_600, max_attempts=2)
+def evaluate(run: JobRun, *, run_id: int) -> dict[str, Any]:
+    """Score the model version on the dataset version and write the metrics. Idempotent."""
+    related = ("model_version__model__team", "model_version__artifact", "dataset_version__dataset")
+    evaluation = EvaluationRun.objects.select_related(*related).get(pk=run_id)
+    if evaluation.finished_at is not None:
+        return {"rows": evaluation.row_count}
+    model_version, dataset_version = evaluation.model_version, evaluation.dataset_version
+    run.progress(0.01, "Checking the digests")
+    artifact = _checked(model_version.artifact.path, model_version.artifact.sha256)
+    stored = _checked(dataset_version.path, dataset_version.stored_sha256)
+    rows = dataset_version.row_count or 0
+    plan = plan_of(
+        model_version=model_version,
+        dataset_version=dataset_version,
+        target=evaluation.target,
+        features=evaluation.features,
+    )
+    report, row_count = score(
+        artifact=artifact,
+        stored=stored,
+        plan=plan,
+        row_count=rows,
+        progress=lambda done: run.progress(0.05 + 0.85 * done / rows, f"{done:,} of {rows:,} rows"),
+    )
+    with transaction.atomic():
+        # The log line goes through the fencing token: an attempt that lost its lease stops here and writes nothing.
+        run.log(f"{row_count:,} rows scored; {rows - row_count:,} without a target left out")
+        finish_evaluation(run.actor, run=evaluation, report=report, row_count=row_count)
+    return {"rows": row_count}
+
+
+def _read_and_store(run: JobRun, version: DatasetVersion, folder: Path) -> dict[str, Any]:
+    upload = _checked(version.original_path, version.sha256)
+    parquet, columns = intake.convert(upload, folder, run.progress)
+    row_count, profile = intake.profile(parquet, columns, folder, run.progress)
+    digest = _digest(parquet)
+    path = f"datasets/{digest[:2]}/{digest}.parquet"
+    if not default_storage.exists(path):
+        with parquet.open("rb") as file:
+            path = default_storage.save(path, File(file))
+    return {"path": path, "stored_sha256": digest, "row_count": row_count, "schema": columns, "profile": profile}
+
+
+def _checked(path: str, sha256: str) -> Path:
+    """The file in the store; raises ``DomainError`` unless its bytes are the ones that were recorded."""
+    found = Path(default_storage.path(path))
+    if not found.exists() or _digest(found) != sha256:
+        raise DomainError("The stored bytes are not those that were recorded. Upload the file again.")
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
