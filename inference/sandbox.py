@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from inference.errors import ArtifactRejected
 
-_ANSWER_CAP: Final = 2**20  # bytes
+_ANSWER_CAP: Final = 4 * 2**20  # bytes; the largest signature that is accepted fits in
 _PROJECT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -78,10 +79,8 @@ def _read(child: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
     if child.stdout is not None:
         child.stdout.close()

@@ -22,15 +22,16 @@ from onnx import TensorProto, helper
 
 from inference.contracts import Signature
 from inference.errors import ArtifactRejected, ModelFailed, RequestRejected
-from inference.runtime import load_session, read_signature, warm_up
 from inference.formats import HEAD_BYTES, why_not_onnx
+from inference.runtime import load_session, read_signature, warm_up
 
 DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that ONNX Runtime's CPU build brings along."""
 
-MAX_TENSORS: Final = 2_000
+MAX_TENSORS: Final = 1_000
 """Inputs and outputs together."""
 MAX_NAME: Final = 200
+MAX_RANK: Final = 16
 MAX_ELEMENTS: Final = 2**26
 """Elements of one row of one input: 256 MiB of FP32."""
 
@@ -251,6 +252,8 @@ def check_signature(signature: Signature) -> None:
                 f"The name “{_printable(spec.name, 40)}” of an input or output is empty, longer than {MAX_NAME} "
                 "characters or holds control characters. Rename it."
             )
+        if len(spec.shape) > MAX_RANK:
+            raise ArtifactRejected(f"“{spec.name}” has more than {MAX_RANK} dimensions. Reshape it inside the model.")
     for spec in signature.inputs:
         if math.prod(size for size in spec.shape if size >= 0) > MAX_ELEMENTS:
             raise ArtifactRejected(

@@ -151,7 +151,9 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
         """Point an alias at this version."""
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        alias = services.set_alias(request.actor, model_version=self.get_object(), name=serializer.validated_data["name"])
+        alias = services.set_alias(
+            request.actor, model_version=self.get_object(), name=serializer.validated_data["name"]
+        )
         return Response({"name": alias.name, "model_version": alias.model_version.number})
 
     def _model(self) -> RegisteredModel:

@@ -12,7 +12,9 @@ class ModelForm(forms.Form):
     """A new registered model."""
 
     name = forms.CharField(
-        max_length=63, validators=[slug_validator], help_text="Lower-case letters, digits and hyphens, e.g. fraud-scorer."
+        max_length=63,
+        validators=[slug_validator],
+        help_text="Lower-case letters, digits and hyphens, e.g. fraud-scorer.",
     )
     task = forms.ChoiceField(choices=Task.choices)
     description = forms.CharField(max_length=1_000, required=False, widget=forms.Textarea({"rows": 3}))

@@ -108,7 +108,8 @@ class ModelVersion(models.Model):
                 name="version_ready_has_signature",
             ),
             models.CheckConstraint(
-                condition=~models.Q(state="REJECTED") | ~models.Q(rejected_reason=""), name="version_rejected_has_reason"
+                condition=~models.Q(state="REJECTED") | ~models.Q(rejected_reason=""),
+                name="version_rejected_has_reason",
             ),
         )
 

@@ -31,15 +31,15 @@ def register_model(actor: Actor, *, team: Any, name: str, task: str, description
                 team=team, name=name, task=task, description=description, created_by_id=actor.user_id
             )
     except IntegrityError as error:
-        raise Conflict(f"Your team has a model “{name}” already. Push a version to it instead.", field="name") from error
+        raise Conflict(
+            f"Your team has a model “{name}” already. Push a version to it instead.", field="name"
+        ) from error
     record(actor, "model.registered", model, team=team, after={"name": name, "task": task})
     return model
 
 
 @transaction.atomic
-def upload_model_version(
-    actor: Actor, *, model: RegisteredModel, file: UploadedFile, notes: str = ""
-) -> ModelVersion:
+def upload_model_version(actor: Actor, *, model: RegisteredModel, file: UploadedFile, notes: str = "") -> ModelVersion:
     """Store an uploaded artifact and queue its validation.
 
     A file that surely is no ONNX model is refused at once; everything else is for the sandbox to find out.

@@ -78,7 +78,9 @@ def version_upload(request: HttpRequest, name: str) -> HttpResponse:
             return _go_to(request, version.get_absolute_url())
     context = {"form": form, "model": model}
     status = 422 if form.errors else 200
-    return render(request, "registry/version_upload.html", context, fragment="registry/_upload_form.html", status=status)
+    return render(
+        request, "registry/version_upload.html", context, fragment="registry/_upload_form.html", status=status
+    )
 
 
 def _go_to(request: HttpRequest, url: str) -> HttpResponse:
@@ -95,7 +97,11 @@ def _go_to(request: HttpRequest, url: str) -> HttpResponse:
 def version_detail(request: HttpRequest, name: str, number: int) -> HttpResponse:
     """What a version is, and whether it may serve."""
     version = _version(request, name, number)
-    context = {"model_version": version, "alias_form": AliasForm(), "base_url": request.build_absolute_uri("/").rstrip("/")}
+    context = {
+        "model_version": version,
+        "alias_form": AliasForm(),
+        "base_url": request.build_absolute_uri("/").rstrip("/"),
+    }
     return render(request, "registry/version_detail.html", context)
 
 
@@ -105,7 +111,9 @@ def version_download(request: HttpRequest, name: str, number: int) -> FileRespon
     """The artifact's bytes."""
     version = _version(request, name, number)
     file = default_storage.open(version.artifact.path)
-    return FileResponse(file, as_attachment=True, filename=f"{name}-v{number}.onnx", content_type="application/octet-stream")
+    return FileResponse(
+        file, as_attachment=True, filename=f"{name}-v{number}.onnx", content_type="application/octet-stream"
+    )
 
 
 @require_POST

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Sequence
@@ -269,7 +271,7 @@ def nested_beyond_parsing() -> bytes:
 def many_nodes(count: int) -> ModelProto:
     """A long chain."""
     names = ["x", *(f"v{i}" for i in range(count - 1)), "y"]
-    return model_of([helper.make_node("Identity", [a], [b]) for a, b in zip(names, names[1:], strict=False)])
+    return model_of([helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)])
 
 
 def custom_operator() -> ModelProto:
@@ -363,8 +365,6 @@ class _Explosive:
     """Runs a command when it is unpickled; nothing here ever does that."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        import os
-
         return os.system, ("touch /tmp/unpickled-by-countersign",)
 
 

@@ -101,10 +101,9 @@ def test_a_flipped_byte_is_refused_or_harmless(position: int, tmp_path: Path) ->
     """Never anything but a report or a refusal."""
     try:
         report = validate_artifact(_write(tmp_path, hostile.flipped(position)), LIMITS)
-    except ArtifactRejected as error:
-        assert len(str(error)) > 20
-    else:
-        assert report["signature"]["inputs"]
+    except ArtifactRejected:
+        return
+    assert report["signature"]["inputs"]
 
 
 def test_the_wall_clock_ends_what_the_processor_limit_does_not(tmp_path: Path) -> None:
