@@ -120,18 +120,14 @@ class DatasetVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Te
         return super().list(request)
 
     def create(self, request: Request, dataset_name: str) -> Response:
-        """Upload a version; the job in the answer reads it. 200 with the version there is for the same bytes again."""
+        """Upload a version; the job in the answer reads it. The same bytes again are refused with 409."""
         dataset = self._dataset()
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        version, is_new = services.upload_dataset_version(
-            request.actor, dataset=dataset, file=serializer.validated_data["file"]
-        )
-        return Response(
-            self.get_serializer(version).data,
-            status=status.HTTP_201_CREATED if is_new else status.HTTP_200_OK,
-            headers={"Location": f"{request.path}{version.number}/"},
-        )
+        file = serializer.validated_data["file"]
+        version = services.upload_dataset_version(request.actor, dataset=dataset, file=file)
+        location = {"Location": f"{request.path}{version.number}/"}
+        return Response(self.get_serializer(version).data, status=status.HTTP_201_CREATED, headers=location)
 
     def _dataset(self) -> Dataset:
         datasets = Dataset.objects.for_team(self.request.team)
@@ -245,7 +241,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Tea
                 dataset_versions, dataset__name=asked["dataset"], number=asked["dataset_version"]
             ),
             target=asked["target"],
-            features=asked.get("features", []),
+            features=asked.get("features") or None,
         )
         location = {"Location": f"{request.path}{run.pk}/"}
         return Response(EvaluationRunSerializer(run).data, status=status.HTTP_201_CREATED, headers=location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from apps.evaluation.models import EvaluationRun, MetricValue
@@ -94,7 +95,9 @@ def roc_curve(curve: dict[str, Any], area: MetricValue | None = None) -> Chart:
             "xaxis": {"title": {"text": "False positive rate"}, "range": [0, 1]},
             "yaxis": {"title": {"text": "True positive rate"}, "range": [0, 1.01]},
         },
-        "summary": f"{said}At a false positive rate of at most 10%, the model finds {at_tenth:.1%} of class {curve['positive']}.",
+        "summary": (
+            f"{said}At a false positive rate of up to 10%, the model finds {at_tenth:.1%} of class {curve['positive']}."
+        ),
         "table": {
             "columns": ["False positive rate", "True positive rate", "Threshold"],
             "rows": [list(row) for row in zip(false_rate, true_rate, curve["threshold"], strict=True)],
@@ -139,7 +142,7 @@ def confusion_matrix(confusion: dict[str, Any]) -> Chart:
     return {
         "data": [trace],
         "layout": layout,
-        "summary": f"{right:,} of {total:,} rows are on the diagonal: predicted as what they are.{_worst(labels, counts)}",
+        "summary": f"{right:,} of {total:,} rows are on the diagonal, predicted right.{_worst(labels, counts)}",
         "table": {
             "columns": ["Actual \\ predicted", *labels],
             "rows": [[label, *row] for label, row in zip(labels, counts, strict=True)],
@@ -150,13 +153,13 @@ def confusion_matrix(confusion: dict[str, Any]) -> Chart:
 def residual_histogram(residuals: dict[str, Any]) -> Chart:
     """How far predictions are off: predicted minus actual."""
     edges, counts = residuals["edges"], residuals["counts"]
-    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
     over = sum(count for middle, count in zip(middles, counts, strict=True) if middle > 0)
     trace = {
         "type": "bar",
         "x": middles,
         "y": counts,
-        "width": [(high - low) * 0.94 for low, high in zip(edges, edges[1:], strict=False)],
+        "width": [(high - low) * 0.94 for low, high in pairwise(edges)],
         "name": "Rows",
         "marker": {"color": "c1"},
     }
@@ -170,7 +173,7 @@ def residual_histogram(residuals: dict[str, Any]) -> Chart:
             "xaxis": {"title": {"text": "Predicted minus actual"}},
             "yaxis": {"title": {"text": "Rows"}},
         },
-        "summary": f"About {over / max(sum(counts), 1):.0%} of the predictions are too high, the others too low or exact.",
+        "summary": f"About {over / max(sum(counts), 1):.0%} of the predictions are too high, the rest too low.",
         "table": {
             "columns": ["From", "To", "Rows"],
             "rows": [[low, high, count] for low, high, count in zip(edges, edges[1:], counts, strict=False)],

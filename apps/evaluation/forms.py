@@ -47,7 +47,7 @@ class EvaluationForm(forms.Form):
         strip=True,
         max_length=100_000,
         widget=forms.Textarea({"rows": 3}),
-        help_text="One column per line, in the model's order. Empty: all columns beside the target, as the dataset has them.",
+        help_text="One column per line, in the model's order. Empty: all but the target, in the dataset's order.",
     )
 
     def __init__(

@@ -91,7 +91,7 @@ def _one_input(spec: TensorSpec, types: dict[str, str], target: str, features: l
     columns = tuple(features if features is not None else (name for name in types if name != target))
     if len(spec.shape) not in (1, 2):
         raise DomainError(
-            f"The model's input “{spec.name}” has shape {_shape(spec)}; only rows of columns, [n, columns], can be evaluated."
+            f"The input “{spec.name}” has shape {_shape(spec)}; only models that take rows of columns can be evaluated."
         )
     wanted = spec.shape[1] if len(spec.shape) == 2 else 1
     if not columns or (wanted >= 0 and wanted != len(columns)):

@@ -8,12 +8,10 @@ from typing import Any, Final, Self
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.urls import reverse
-from django.urls import reverse
 
 from apps.accounts.models import slug_validator
 from apps.core.querysets import TeamScopedQuerySet
 from apps.jobs.models import JobState
-
 
 METRIC_LABELS: Final = {
     "accuracy": "Accuracy",
@@ -42,10 +40,6 @@ class Dataset(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-    def get_absolute_url(self) -> str:
-        """Its page."""
-        return reverse("evaluation:dataset-detail", args=[self.name])
 
     def get_absolute_url(self) -> str:
         """Its page."""
@@ -177,10 +171,6 @@ class EvaluationRun(models.Model):
         """Its page."""
         return reverse("evaluation:run-detail", args=[self.pk])
 
-    def get_absolute_url(self) -> str:
-        """Its page."""
-        return reverse("evaluation:run-detail", args=[self.pk])
-
     @property
     def state(self) -> str:
         """The job's state; what has results has succeeded, whatever became of its job's row."""
@@ -200,6 +190,11 @@ class EvaluationRun(models.Model):
         if self.finished_at is None or self.job is None or self.job.started_at is None:
             return None
         return self.finished_at - self.job.started_at
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of the dataset that were left out because their target is empty."""
+        return 0 if self.row_count is None else (self.dataset_version.row_count or 0) - self.row_count
 
     @property
     def key_metric(self) -> MetricValue | None:

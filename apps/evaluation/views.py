@@ -52,12 +52,11 @@ def dataset_upload(request: HttpRequest) -> HttpResponse:
     form = DatasetForm(request.POST or None, request.FILES or None, initial={"name": request.GET.get("name", "")})
     if request.method == "POST" and form.is_valid():
         try:
-            version, is_new = services.upload_dataset(request.actor, team=request.team, **form.cleaned_data)
+            version = services.upload_dataset(request.actor, team=request.team, **form.cleaned_data)
         except DomainError as error:
             form.add_error(error.field if error.field in form.fields else None, error.message)
         else:
-            said = f"Uploaded {version}. It is being read." if is_new else f"These very bytes are {version} already."
-            messages.success(request, said)
+            messages.success(request, f"Uploaded {version}. It is being read.")
             return _go_to(request, version.get_absolute_url())
     context = {"form": form}
     status = 422 if form.errors else 200
@@ -114,7 +113,7 @@ def run_start(request: HttpRequest, name: str, number: int) -> HttpResponse:
                 model_version=version,
                 dataset_version=dataset_version,
                 target=chosen["target"],
-                features=chosen["features"],
+                features=chosen["features"] or None,
             )
         except DomainError as error:
             form.add_error(error.field if error.field in form.fields else None, error.message)
