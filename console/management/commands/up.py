@@ -26,6 +26,7 @@ NEEDED_DISK_BYTES: Final = 500 * 2**20
 READY_TIMEOUT_S: Final = 120.0
 MANAGE: Final = (sys.executable, str(settings.BASE_DIR / "manage.py"))
 SIGNING_KEYS: Final[tuple[SigningKey, ...]] = ("manifest", "audit")
+QUIET: Final = {"LOG_LEVEL": "WARNING"}  # the demo's HTTP client logs every request
 AS_OWNER: Final = {"COUNTERSIGN_DATABASE_ROLE": "owner"}
 
 
@@ -181,13 +182,13 @@ class Stack:
                 f"COUNTERSIGN_VAR={self._installation.var_dir} {' '.join(MANAGE)} create_admin"
             )
         if wants_demo and self._installation.demo_traffic_file.exists():
-            self._supervisor.start_services([Service("traffic", [*MANAGE, "demo_traffic"], self._common)])
+            self._supervisor.start_services([Service("traffic", [*MANAGE, "demo_traffic"], self._common | QUIET)])
 
     def _set_up_demo(self) -> None:
         self._supervisor.say("This installation is empty: setting up a demo team (DEMO=0 leaves it out).")
         try:
             with self._timed("demo team"):
-                step = self._supervisor.begin_step([*MANAGE, "demo"], self._common, None)
+                step = self._supervisor.begin_step([*MANAGE, "demo"], self._common | QUIET, None)
                 self._supervisor.finish_step(step, "manage.py demo")
         except StartupProblem as problem:
             self._supervisor.say(f"{problem} Countersign runs without a complete demo team.")
