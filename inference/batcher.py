@@ -20,6 +20,8 @@ from inference.runtime import Array, run
 
 SLOW_MS: Final = 5.0
 """A batch expected to run longer than this goes to a thread, so that it does not hold up other models."""
+BATCH_MS: Final = 50.0
+"""A batch gets no more rows than are expected to run in this time: those behind it should not wait for long."""
 
 
 class Job:
@@ -65,7 +67,8 @@ class Batcher(Generic[J]):
     ) -> None:
         """``done`` is called on the loop's thread, once for every job; ``timeout`` in seconds bounds the wait."""
         self._model = model
-        self._max_rows = max_rows if model.is_batchable else 1
+        quick_rows = int(BATCH_MS / max(model.warm_up.run_ms, 1e-6))
+        self._max_rows = max(1, min(max_rows, quick_rows)) if model.is_batchable else 1
         self._timeout = timeout
         self._executor = executor
         self._done = done

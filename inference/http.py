@@ -145,7 +145,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
-        self._pending: deque[Exchange] = deque()
+        self._pending: deque[Exchange] = deque()  # unanswered, in order
+        self._waiting: deque[Exchange] = deque()  # the last of them, not even begun, while reading is paused
         self._is_reading = True
         self._is_broken = False  # the input is no longer trusted; what arrives is thrown away
         self._refusal: Refused | None = None
@@ -180,6 +181,7 @@ class Connection(asyncio.Protocol):
             exchange.is_open = False
             self._server.buffered -= exchange.buffered
         self._pending.clear()
+        self._waiting.clear()
         self._server.buffered -= self._buffered
         self._buffered = 0
         self._is_broken = True
@@ -285,6 +287,9 @@ class Connection(asyncio.Protocol):
         if not keep_alive:
             self._is_broken = True
         self._pending.append(exchange)
+        if not self._is_reading:  # the parser cannot be paused within what was read at once
+            self._waiting.append(exchange)
+            return
         if len(self._pending) >= MAX_PIPELINED:
             self._pause_reading()
         self._server.handler(exchange)
@@ -315,7 +320,7 @@ class Connection(asyncio.Protocol):
                 return
         if is_draining:
             self.close_if_idle()
-        elif not self._is_reading and len(pending) < MAX_PIPELINED // 2:
+        elif not self._is_reading and len(pending) - len(self._waiting) < MAX_PIPELINED // 2:
             self._resume_reading()
 
     def close_if_idle(self) -> None:
@@ -383,6 +388,7 @@ class Connection(asyncio.Protocol):
             exchange.is_open = False
             self._server.buffered -= exchange.buffered
         self._pending.clear()
+        self._waiting.clear()
         self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -409,8 +415,15 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not self._is_reading and not self._write_paused_at and not self._transport.is_closing():
-            self._is_reading = True
+        if self._is_reading or self._write_paused_at or self._transport.is_closing():
+            return
+        self._is_reading = True
+        while self._waiting and self._is_reading:
+            exchange = self._waiting.popleft()
+            if len(self._pending) - len(self._waiting) >= MAX_PIPELINED:
+                self._pause_reading()
+            self._server.handler(exchange)
+        if self._is_reading:
             self._transport.resume_reading()
 
 

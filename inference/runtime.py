@@ -57,6 +57,7 @@ ONNX_DATATYPES: Final[Mapping[str, str]] = {
 
 PROBE_ROWS: Final = 2
 WARM_UP_RUNS: Final = 3
+NODE_FAILED: Final = "Non-zero status code returned while running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +143,12 @@ def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:
     try:
         return session.run(None, inputs)  # type: ignore[no-any-return]
     except ort_errors.InvalidArgument as error:
-        raise RequestRejected(f"The model does not take these inputs: {_first_line(error)}", "inputs") from error
+        message = _first_line(error)
+        if NODE_FAILED in message:  # the inputs were accepted; something inside broke on them
+            raise ModelFailed(message) from error
+        raise RequestRejected(f"the model does not take these: {message}", "inputs") from error
     except Exception as error:
-        raise ModelFailed(f"The model failed on these inputs: {_first_line(error)}") from error
+        raise ModelFailed(_first_line(error)) from error
 
 
 def _spec(node: Any, side: str) -> TensorSpec:

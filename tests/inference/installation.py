@@ -136,7 +136,6 @@ class Service:
         self.installation = installation
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.headers = {"Authorization": f"Bearer {TOKEN}"}
         self.environment = {
             **os.environ,
             "COUNTERSIGN_VAR": str(installation.var),
@@ -147,6 +146,11 @@ class Service:
         }
         self.log = installation.var / "service.log"
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A caller's headers; a new dict each time, because tritonclient adds to the one it is given."""
+        return {"Authorization": f"Bearer {TOKEN}"}
 
     def start(self, *, ready: bool = True) -> None:
         """Start and wait for readiness."""

@@ -76,7 +76,7 @@ def pick(size: int = 4) -> bytes:
     )
 
 
-def slow(width: int = 500, layers: int = 40) -> bytes:
+def slow(width: int = 250, layers: int = 20) -> bytes:
     """y = x times a large matrix many times: some tens of milliseconds for a row of one feature."""
     matrix = np.full((width, width), 1 / width, np.float32)
     nodes = [helper.make_node("Expand", ["x", "shape"], ["h0"])]
