@@ -7,6 +7,7 @@ import tempfile
 
 VAR = tempfile.mkdtemp(prefix="countersign-test-")
 os.chmod(VAR, 0o711)  # the embedded database's account has to pass through
+os.mkdir(os.path.join(VAR, "static"), 0o755)  # WhiteNoise wants it; pages take their files from the finders
 atexit.register(shutil.rmtree, VAR, ignore_errors=True)
 
 os.environ["COUNTERSIGN_VAR"] = VAR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from apps.deployments.models import Deployment, Replica, ServingManifest
 
@@ -30,10 +31,24 @@ class ObservedState:
         return f"{self.serving} of {len(self.replicas)} inference processes serve it."
 
 
-def observe(deployment: Deployment | None, replicas: list[Replica] | None = None) -> ObservedState:
-    """Compare a deployment with what live replicas report; pass ``replicas`` to compare many at the cost of one read."""
-    live = list(Replica.objects.live()) if replicas is None else replicas
-    newest = ServingManifest.objects.order_by("-generation").values_list("generation", flat=True).first() or 0
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The live replicas and the generation that they are to follow, read once for many comparisons."""
+
+    replicas: list[Replica]
+    desired_generation: int
+
+    @classmethod
+    def read(cls) -> Self:
+        """As it is now."""
+        newest = ServingManifest.objects.order_by("-generation").values_list("generation", flat=True).first()
+        return cls(list(Replica.objects.live()), newest or 0)
+
+
+def observe(deployment: Deployment | None, fleet: Fleet | None = None) -> ObservedState:
+    """Compare a deployment with what the live replicas report."""
+    fleet = fleet or Fleet.read()
+    live = fleet.replicas
     wanted = deployment.pk if deployment else None
     serving = sum(any(item["deployment_id"] == wanted for item in replica.loaded) for replica in live)
     errors = [
@@ -45,4 +60,4 @@ def observe(deployment: Deployment | None, replicas: list[Replica] | None = None
         state = "FAILED"
     else:
         state = "SERVING" if serving == len(live) else "LOADING"
-    return ObservedState(state, newest, live, serving, errors)
+    return ObservedState(state, fleet.desired_generation, live, serving, errors)

@@ -14,8 +14,8 @@ from apps.core.htmx import render
 from apps.core.permissions import require
 from apps.deployments import client, services
 from apps.deployments.forms import EndpointForm, RollbackForm, TryForm
-from apps.deployments.models import Deployment, Endpoint, Replica
-from apps.deployments.observed import observe
+from apps.deployments.models import Deployment, Endpoint
+from apps.deployments.observed import Fleet, observe
 
 
 @require_GET
@@ -24,11 +24,11 @@ def endpoint_list(request: HttpRequest) -> HttpResponse:
     """The team's endpoints with what serves on each."""
     champions = Deployment.objects.for_team(request.team).active().champions()
     by_endpoint = {row.endpoint_id: row for row in champions.select_related("model_version__model")}
-    replicas = list(Replica.objects.live())
+    fleet = Fleet.read()
     rows = []
     for endpoint in Endpoint.objects.for_team(request.team)[:500]:
         champion = by_endpoint.get(endpoint.pk)
-        rows.append({"endpoint": endpoint, "champion": champion, "observed": observe(champion, replicas)})
+        rows.append({"endpoint": endpoint, "champion": champion, "observed": observe(champion, fleet)})
     return render(request, "deployments/endpoint_list.html", {"rows": rows})
 
 

@@ -38,6 +38,7 @@ class Command(BaseCommand):
     """Tick every second, or at once when something knocks."""
 
     help = "Apply approved promotions, publish manifests, recover jobs, expire requests."
+    requires_system_checks = ()
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run until SIGTERM. A database that goes away is waited for."""

@@ -12,6 +12,7 @@ class Command(BaseCommand):
     """Run the attempt that the fencing token names, and nothing if it is not the current one."""
 
     help = "Run one claimed attempt at a job (the worker calls this)."
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Job id and fencing token."""
