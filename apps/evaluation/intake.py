@@ -45,7 +45,7 @@ Column = dict[str, str]  # {"name", "type"}
 
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """A database in memory that spills into ``folder`` and loads no extension."""
-    settings = {
+    settings: dict[str, Any] = {
         "memory_limit": _MEMORY,
         "threads": "2",
         "temp_directory": str(folder / "spill"),
@@ -308,7 +308,7 @@ def _csv_complaint(error: duckdb.Error) -> str:
     for line in lines:
         if line.startswith("Expected Number of Columns"):
             expected, found = (part.split()[0] for part in line.replace("Found:", ":").split(":")[1:3])
-            return f"{place} does not fit the header: it has {found} fields instead of {expected}."
+            return f"{place} does not fit the header: {expected} fields expected, {found} found."
         if "Invalid unicode" in line:
             return f"{place} is not UTF-8. Save the file as CSV in UTF-8."
         if "unterminated quote" in line:
