@@ -47,7 +47,7 @@ class LogPageSerializer(serializers.Serializer[LogPage]):
             "next": None if instance.next_key is None else str(instance.next_key),
             "searched_back_to": instance.searched_back_to,
             "unreadable_segments": instance.unreadable,
-            "results": PredictionSerializer(instance.rows, many=True).data,
+            "results": [PredictionSerializer(row).data for row in instance.rows],
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter, methodcaller
 from typing import Any, Final
 
 from apps.deployments.models import Deployment
@@ -93,7 +94,7 @@ def _latency(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any]
     traces, columns, values = [], [], []
     for line in drawn:
         for quantile, name, opacity in _PERCENTILES:
-            latencies = _measured(line, lambda sample, quantile=quantile: sample.percentile_ms(quantile))
+            latencies = _measured(line, methodcaller("percentile_ms", quantile))
             traces.append(_trace(line, f"{line.label} {name}", grid, latencies, opacity=opacity))
             columns.append(f"{line.label}, {name} ms")
             values.append(latencies)
@@ -105,7 +106,7 @@ def _latency(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any]
 def _errors(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any]) -> dict[str, Any]:
     traces, columns, values = [], [], []
     for line in drawn:
-        shares = _measured(line, lambda sample: sample.error_percent)
+        shares = _measured(line, attrgetter("error_percent"))
         traces.append(_trace(line, line.label, grid, shares))
         columns.append(f"{line.label}, errors %")
         values.append(shares)

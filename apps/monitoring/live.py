@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from django.conf import settings
 from django.db.models import Q
@@ -32,8 +32,8 @@ class Window:
     step_s: int
     poll_s: int
 
-    @classmethod
-    def named(cls, key: str) -> Self:
+    @staticmethod
+    def named(key: str) -> Window:
         """The window of a query string, the shortest without one. Raises ``DomainError``."""
         for window in WINDOWS:
             if window.key == (key or WINDOWS[0].key):

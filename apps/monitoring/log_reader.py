@@ -8,6 +8,8 @@ and DuckDB may open nothing but the segments' folder.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,13 +43,13 @@ _CONDITIONS: Final = {
     "until": "received_at <= ?",
     "outcome": "outcome = ?",
     "model_version": "model_version = ?",
-    "before": "(received_at, request_id, row) < (make_timestamptz(?), ?, ?)",
+    "before": "(received_at, request_id, row, model_version) < (make_timestamptz(?), ?, ?, ?)",
 }
 _FIND: Final = """
-SELECT epoch_us(received_at), request_id, row, filename, file_row_number
-FROM read_parquet(?, union_by_name = true, filename = true, file_row_number = true)
-WHERE {conditions}
-ORDER BY received_at DESC, request_id DESC, row DESC
+SELECT epoch_us(received_at), request_id, row, model_version, filename, file_row_number
+FROM read_parquet(?, union_by_name = true, filename = true, file_row_number = true, hive_partitioning = false)
+WHERE received_at IS NOT NULL AND request_id IS NOT NULL AND row IS NOT NULL AND model_version IS NOT NULL{conditions}
+ORDER BY received_at DESC, request_id DESC, row DESC, model_version DESC
 LIMIT ?
 """
 _NAMES: Final = "SELECT * EXCLUDE (received_at) FROM read_parquet(?, hive_partitioning = false) LIMIT 0"
@@ -58,25 +60,31 @@ WHERE file_row_number IN (SELECT unnest(?))
 """
 
 
+_KEY: Final = re.compile(r"([0-9]{1,16})~([0-9]{1,9})~([0-9]{1,9})~(.{0,256})")
+
+
 class LogKey(NamedTuple):
-    """A prediction's place in the log's order; ``received_us`` since the epoch."""
+    """A prediction's place in the log's order; ``received_us`` since the epoch.
+
+    The version belongs to it, because a shadow answers the same request as the champion.
+    """
 
     received_us: int
     request_id: str
     row: int
+    model_version: int
 
     @classmethod
     def parse(cls, text: str) -> LogKey:
         """Read what ``str`` wrote. Raises ``DomainError``."""
-        received, _, rest = text.partition("~")
-        row, separator, request_id = rest.partition("~")
-        is_whole = received.isdecimal() and row.isdecimal() and len(received) <= 18 and len(row) <= 9
-        if not separator or not is_whole or not (received.isascii() and row.isascii()):
+        match = _KEY.fullmatch(text)
+        if match is None:
             raise DomainError("“before” does not name a prediction. Go back to the first page.", field="before")
-        return cls(int(received), request_id, int(row))
+        received, row, model_version, request_id = match.groups()
+        return cls(int(received), request_id, int(row), int(model_version))
 
     def __str__(self) -> str:
-        return f"{self.received_us}~{self.row}~{self.request_id}"
+        return f"{self.received_us}~{self.row}~{self.model_version}~{self.request_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +152,10 @@ def read_log(
         if searched_to is not None and time.monotonic() > stop_at:
             page.searched_back_to = searched_to
             break
-        segments |= {_absolute(segment): segment for segment in batch}
-        found = _find([_absolute(segment) for segment in batch], wanted, before, size + 1, page.unreadable, segments)
+        present = {_absolute(segment): segment for segment in batch if _is_whole(segment)}
+        page.unreadable += [segment.path for segment in batch if _absolute(segment) not in present]
+        segments |= present
+        found = _find(list(present), wanted, before, size + 1, page.unreadable, segments)
         hits = sorted([*hits, *found], reverse=True)[: size + 1]
         searched_to = batch[-1].ended_at
         if len(hits) > size and hits[size - 1].key.received_us > _micros(searched_to):
@@ -153,7 +163,7 @@ def read_log(
     if page.searched_back_to:
         # What has not been read yet holds nothing newer than this, but may hold rows between older ones found.
         hits = [hit for hit in hits if hit.key.received_us > _micros(page.searched_back_to)]
-        page.next_key = LogKey(_micros(page.searched_back_to) + 1, "", 0)
+        page.next_key = LogKey(_micros(page.searched_back_to) + 1, "", 0, 0)
     elif len(hits) > size:
         page.next_key = hits[size - 1].key
     page.rows = _fetch(hits[:size], segments, tensors, page.unreadable)
@@ -184,6 +194,14 @@ def _slices(endpoint: Endpoint, wanted: LogFilter, before: LogKey | None) -> Ite
         length = min(length * 2, _LARGEST_SLICE)
 
 
+def _is_whole(segment: LogSegment) -> bool:
+    """Whether a segment's file has the size with which it was registered: the cheap check, made before it is opened."""
+    try:
+        return os.stat(_absolute(segment)).st_size == segment.size_bytes
+    except OSError:
+        return False
+
+
 def _find(
     paths: Sequence[str],
     wanted: LogFilter,
@@ -193,6 +211,8 @@ def _find(
     segments: dict[str, LogSegment],
 ) -> list[_Hit]:
     """Where the newest ``limit`` matches lie in these files. A file that cannot be read is named and left out."""
+    if not paths:
+        return []
     conditions, values = _conditions(wanted, before)
     try:
         rows = _run(_FIND.format(conditions=conditions), [list(paths), *values, limit])
@@ -203,11 +223,11 @@ def _find(
         middle = len(paths) // 2
         halves = (paths[:middle], paths[middle:])
         return [hit for half in halves for hit in _find(half, wanted, before, limit, unreadable, segments)]
-    return [_Hit(LogKey(received, request_id, row), path, place) for received, request_id, row, path, place in rows]
+    return [_Hit(LogKey(*key), path, place) for *key, path, place in rows]
 
 
 def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any]]:
-    """The WHERE clause and the values to bind."""
+    """What to add to the WHERE clause, and the values to bind."""
     given: list[tuple[str, list[Any]]] = [
         (name, [value])
         for name in ("request_id", "since", "until", "outcome", "model_version")
@@ -215,7 +235,7 @@ def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any
     ]
     if before is not None:
         given.append(("before", list(before)))
-    clause = " AND ".join(_CONDITIONS[name] for name, _ in given) or "true"
+    clause = "".join(f" AND {_CONDITIONS[name]}" for name, _ in given)
     return clause, [value for _, values in given for value in values]
 
 

@@ -22,8 +22,9 @@ def prune_rollups() -> int:
         with connection.cursor() as cursor:
             cursor.execute(
                 "DELETE FROM monitoring_metricrollup WHERE id IN ("
-                "SELECT id FROM monitoring_metricrollup WHERE second < now() - %s ORDER BY second LIMIT %s)",
-                [ROLLUP_RETENTION, _BATCH],
+                "SELECT id FROM monitoring_metricrollup WHERE second < now() - make_interval(secs => %s) "
+                "ORDER BY second LIMIT %s)",
+                [ROLLUP_RETENTION.total_seconds(), _BATCH],
             )
             deleted += cursor.rowcount
             if cursor.rowcount < _BATCH:

@@ -17,11 +17,11 @@ REPORTING_LAG: Final = timedelta(seconds=2)
 """A second is complete in the database this long after it ended."""
 NOW_SPAN: Final = timedelta(seconds=10)
 """What “now” averages over."""
-SPARK_STEP: Final = timedelta(minutes=1)
+SPARK_STEP_S: Final = 60
 
 _HISTOGRAM_SUMS: Final = ", ".join(f"sum(latency_histogram[{bucket}])::bigint" for bucket in range(1, BUCKETS + 1))
 _TRAFFIC: Final = f"""
-SELECT date_bin(%s, second, 'epoch') AS step, deployment_id,
+SELECT date_bin(make_interval(secs => %s), second, 'epoch') AS step, deployment_id,
        sum(requests)::bigint, sum(rows)::bigint, sum(errors)::bigint, ARRAY[{_HISTOGRAM_SUMS}]
 FROM monitoring_metricrollup
 WHERE endpoint_id = %s AND second >= %s AND second < %s
@@ -29,7 +29,8 @@ GROUP BY step, deployment_id
 ORDER BY step, deployment_id
 """  # noqa: S608 - the only thing put in is made of bucket numbers
 _TOTALS: Final = f"""
-SELECT endpoint_id, date_bin(%s, second, 'epoch') AS step, sum(requests)::bigint, sum(errors)::bigint,
+SELECT endpoint_id, date_bin(make_interval(secs => %s), second, 'epoch') AS step,
+       sum(requests)::bigint, sum(errors)::bigint,
        coalesce(sum(requests) FILTER (WHERE second >= %s), 0)::bigint, ARRAY[{_HISTOGRAM_SUMS}]
 FROM monitoring_metricrollup
 WHERE endpoint_id = ANY(%s) AND second >= %s AND second < %s
@@ -92,10 +93,10 @@ def traffic(endpoint: Endpoint, since: datetime, until: datetime, step_s: int) -
     Steps begin at multiples of ``step_s``, so that a step keeps its place while the window moves on; the first and
     the last are as short as the window cuts them.
     """
-    step = timedelta(seconds=step_s)
     with connection.cursor() as cursor:
-        cursor.execute(_TRAFFIC, [step, endpoint.pk, since, until])
+        cursor.execute(_TRAFFIC, [step_s, endpoint.pk, since, until])
         rows = cursor.fetchall()
+    step = timedelta(seconds=step_s)
     return [Sample(at, _covered(at, step, since, until), *counts) for at, *counts in rows]
 
 
@@ -123,12 +124,12 @@ def endpoint_totals(endpoint_ids: Sequence[int], since: datetime) -> dict[int, E
     """Traffic of many endpoints from ``since`` until now, in one query; an endpoint without any has zeros."""
     until = reported_until()
     with connection.cursor() as cursor:
-        cursor.execute(_TOTALS, [SPARK_STEP, until - NOW_SPAN, list(endpoint_ids), since, until])
+        cursor.execute(_TOTALS, [SPARK_STEP_S, until - NOW_SPAN, list(endpoint_ids), since, until])
         rows = cursor.fetchall()
-    minutes = steps(since, until, int(SPARK_STEP.total_seconds()))
+    minutes = steps(since, until, SPARK_STEP_S)
     by_endpoint: dict[int, list[tuple[datetime, int, int, int, list[int]]]] = {pk: [] for pk in endpoint_ids}
     for endpoint_id, *row in rows:
-        by_endpoint[endpoint_id].append(tuple(row))  # type: ignore[arg-type]
+        by_endpoint[endpoint_id].append(tuple(row))
     return {pk: _endpoint_totals(found, minutes, since, until) for pk, found in by_endpoint.items()}
 
 
@@ -141,7 +142,7 @@ def _endpoint_totals(
         errors=sum(row[2] for row in rows),
         requests_per_s=sum(row[3] for row in rows) / NOW_SPAN.total_seconds(),
         p99_ms=percentile_ms(merge(row[4] for row in rows), 0.99),
-        rates=[requests.get(at, 0) / _covered(at, SPARK_STEP, since, until) for at in minutes],
+        rates=[requests.get(at, 0) / _covered(at, timedelta(seconds=SPARK_STEP_S), since, until) for at in minutes],
     )
 
 
