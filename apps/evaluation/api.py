@@ -56,7 +56,7 @@ class DatasetVersionSerializer(serializers.ModelSerializer[DatasetVersion]):
 
     class Meta:
         model = DatasetVersion
-        fields = (
+        fields: tuple[str, ...] = (
             "dataset",
             "number",
             "state",
@@ -158,7 +158,7 @@ class EvaluationRunSerializer(serializers.ModelSerializer[EvaluationRun]):
 
     class Meta:
         model = EvaluationRun
-        fields = (
+        fields: tuple[str, ...] = (
             "id",
             "model",
             "model_version",

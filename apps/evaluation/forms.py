@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from django import forms
 
@@ -52,18 +53,18 @@ class EvaluationForm(forms.Form):
 
     def __init__(
         self,
-        *args: object,
+        data: Any = None,
+        *,
         choices: Sequence[DatasetVersion],
         chosen: DatasetVersion | None,
         url: str,
-        **kwargs: object,
     ) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        versions = self.fields["dataset_version"]
-        versions.choices = [(one.pk, f"{one} ({one.row_count or 0:,} rows)") for one in choices]  # type: ignore[attr-defined]
+        super().__init__(data)
+        versions, target = self.fields["dataset_version"], self.fields["target"]
+        versions.choices = [(one.pk, f"{one} ({one.row_count or 0:,} rows)") for one in choices]
         versions.widget.attrs["hx-get"] = url
         names = [column["name"] for column in chosen.schema] if chosen else []
-        self.fields["target"].choices = [(name, name) for name in names]  # type: ignore[attr-defined]
+        target.choices = [(name, name) for name in names]
         if chosen:
             self.initial.setdefault("dataset_version", chosen.pk)
             self.initial.setdefault("target", names[-1] if names else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -188,7 +189,7 @@ def _mean_metric(name: str, values: Array) -> Metric:
 
 def _half_width(values: Array) -> float:
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * float(values.std(ddof=1)) / len(values) ** 0.5
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def _check_lengths(actual: Array, predicted: Array) -> None:

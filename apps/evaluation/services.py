@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
 from django.db.models import Max
 from django.utils import timezone
@@ -13,7 +12,7 @@ from django.utils import timezone
 from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
-from apps.core.uploads import keep
+from apps.core.uploads import Upload, keep, refuse_over_cap
 from apps.evaluation.mapping import Plan, make_plan
 from apps.evaluation.models import Dataset, DatasetVersion, DatasetVersionState, EvaluationRun, MetricValue
 from apps.jobs.services import enqueue
@@ -43,9 +42,10 @@ def create_dataset(actor: Actor, *, team: Any, name: str, description: str = "")
 
 
 @transaction.atomic
-def upload_dataset_version(actor: Actor, *, dataset: Dataset, file: UploadedFile) -> DatasetVersion:
+def upload_dataset_version(actor: Actor, *, dataset: Dataset, file: Upload) -> DatasetVersion:
     """Keep an uploaded CSV or Parquet file and queue its conversion and profile."""
     actor.require("registry.upload")
+    refuse_over_cap(file)
     if not file.size:
         raise DomainError("The file is empty. Upload a CSV with a header line, or a Parquet file.", field="file")
     # Locked, so that of two uploads at once the second one sees the first.
@@ -77,7 +77,7 @@ def upload_dataset_version(actor: Actor, *, dataset: Dataset, file: UploadedFile
 
 
 @transaction.atomic
-def upload_dataset(actor: Actor, *, team: Any, name: str, description: str, file: UploadedFile) -> DatasetVersion:
+def upload_dataset(actor: Actor, *, team: Any, name: str, description: str, file: Upload) -> DatasetVersion:
     """Upload a version to the dataset of this name; it is created if there is none."""
     dataset = Dataset.objects.for_team(team).filter(name=name).first()
     if dataset is None:

@@ -39,7 +39,7 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
         latest_state=Subquery(latest.values("state")[:1]),
         latest_rows=Subquery(latest.values("row_count")[:1]),
         latest_at=Subquery(latest.values("uploaded_at")[:1]),
-    )
+    ).order_by("name")  # a grouped query forgets the model's order
     page = Paginator(datasets, 50).get_page(request.GET.get("page"))
     context = {"page": page, "query": query}
     return render(request, "evaluation/dataset_list.html", context, fragment="evaluation/_datasets.html")
