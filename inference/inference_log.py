@@ -2,7 +2,7 @@
 
 A replica appends a block before it answers, so that its death loses nothing that was answered. The shipper
 (another process) turns sealed files into Parquet segments. A file begins with no header; each block is
-``magic, kind, payload length, CRC-32`` and a payload; a block that does not check out ends the file.
+``magic, kind, payload length, CRC-32 of kind, length and payload`` and the payload; a block that does not check out ends the file.
 
 kind CONTEXT: JSON that describes a version on an endpoint, with an ``id`` that records refer to.
 kind RECORD: length of the JSON, JSON with one entry per request, then the raw tensors of all rows of the batch.
@@ -32,6 +32,7 @@ from inference.protocol import to_binary
 from inference.runtime import V2_DATATYPES, Array
 
 BLOCK: Final = struct.Struct("<4sBxxxII")
+CHECKED_HEAD: Final = struct.Struct("<BxxxI")  # zeros after a torn write must not look like an empty block
 LENGTH: Final = struct.Struct("<I")
 MAGIC: Final = b"CSL1"
 CONTEXT, RECORD = 0, 1
@@ -210,12 +211,12 @@ class Spool:
         self._known = {}
 
     def _write(self, kind: int, parts: list[Any]) -> None:
-        checksum = length = 0
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
-            length += len(part)
+        length = sum(len(part) for part in parts)
         if length > MAX_BLOCK_BYTES:
             raise LogUnavailable("The batch is too large for the inference log.")
+        checksum = zlib.crc32(CHECKED_HEAD.pack(kind, length))
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
         total = length + BLOCK.size
         written = -1
         try:
@@ -256,7 +257,8 @@ def read_spool(path: Path) -> Iterator[StoredRecord]:
             if magic != MAGIC:
                 return
             payload = file.read(length)
-            if len(payload) != length or zlib.crc32(payload) != checksum:
+            expected = zlib.crc32(payload, zlib.crc32(CHECKED_HEAD.pack(kind, length)))
+            if len(payload) != length or checksum != expected:
                 return
             if kind == CONTEXT:
                 document = orjson.loads(payload)
