@@ -1,0 +1,67 @@
+"""The inference log over REST."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from django.urls import reverse
+
+from apps.deployments.models import Endpoint
+from tests.conftest import Cast
+from tests.monitoring.conftest import Log, rows
+
+
+def url(endpoint: Endpoint, request_id: str = "") -> str:
+    if request_id:
+        return reverse("api:prediction-detail", args=[endpoint.name, request_id])
+    return reverse("api:prediction-list", args=[endpoint.name])
+
+
+def test_pages_of_predictions(cast: Cast, endpoint: Endpoint, log: Log) -> None:
+    log.segment(endpoint, rows(*range(60)))
+    log.segment(endpoint, rows(100, outcome="failed"))
+    api = cast.api("analyst")
+
+    first = api.get(url(endpoint)).json()
+    assert len(first["results"]) == 50
+    assert first["results"][0]["outcome"] == "failed"
+    assert first["unreadable_segments"] == []
+    second = api.get(url(endpoint), {"before": first["next"]}).json()
+    assert len(second["results"]) == 11
+    assert second["next"] is None
+    assert len(api.get(url(endpoint), {"outcome": "failed"}).json()["results"]) == 1
+
+
+def test_one_request_with_its_tensors(cast: Cast, endpoint: Endpoint, log: Log) -> None:
+    log.segment(
+        endpoint,
+        rows(1, request_id="a/b"),
+        **{"input.age": pa.array([float("nan")]), "output.score": pa.array([[0.25, 0.75]])},
+    )
+
+    (found,) = cast.api("analyst").get(url(endpoint, "a/b")).json()["results"]
+
+    assert found["received_at"] == "2026-03-04T12:00:01Z"
+    assert (found["model"], found["model_version"], found["token_id"]) == ("risk", 1, 0)
+    assert found["inputs"] == {"age": "nan"}
+    assert found["outputs"] == {"score": [0.25, 0.75]}
+
+
+def test_a_request_that_is_not_there(cast: Cast, endpoint: Endpoint) -> None:
+    response = cast.api("analyst").get(url(endpoint, "nobody"))
+    assert response.status_code == 404
+    assert "a few seconds" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("query", [{"since": "x"}, {"outcome": "' OR 1=1"}, {"before": "x"}, {"model_version": "-1"}])
+def test_a_filter_that_is_none_is_a_problem_document(cast: Cast, endpoint: Endpoint, query: dict[str, str]) -> None:
+    response = cast.api("analyst").get(url(endpoint), query)
+    assert response.status_code == 422
+    assert response["Content-Type"] == "application/problem+json"
+    assert response.json()["errors"][0]["pointer"] == f"/{next(iter(query))}"
+
+
+def test_another_teams_endpoint_is_not_found(cast: Cast, endpoint: Endpoint, log: Log) -> None:
+    log.segment(endpoint, rows(1, request_id="x"))
+    assert cast.api("outsider").get(url(endpoint)).status_code == 404
+    assert cast.api("outsider").get(url(endpoint, "x")).status_code == 404

@@ -1,0 +1,273 @@
+"""The pages of traffic and of the inference log, as a browser and htmx ask for them."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from django.conf import settings
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from apps.accounts.models import ApiToken
+from apps.deployments.models import Endpoint
+from apps.monitoring.traffic import reported_until
+from tests.conftest import Cast
+from tests.monitoring.conftest import NOON, Log, deploy, roll_up, rows
+
+HTMX = {"HX-Request": "true"}
+
+
+def live(endpoint: Endpoint, window: str = "5m") -> str:
+    return reverse("monitoring:endpoint-live", args=[endpoint.name]) + f"?window={window}"
+
+
+def predictions(endpoint: Endpoint, **query: str) -> str:
+    return reverse("monitoring:prediction-list", args=[endpoint.name], query=query)
+
+
+def detail(endpoint: Endpoint, request_id: str) -> str:
+    return reverse("monitoring:prediction-detail", args=[endpoint.name, request_id])
+
+
+def chart(text: str, name: str) -> dict[str, Any]:
+    found = re.search(rf'id="{name}" data-chart="([^"]+)"', text)
+    assert found
+    figure: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return figure
+
+
+class TestLive:
+    def test_charts_and_tiles_of_two_versions(self, cast: Cast, endpoint: Endpoint) -> None:
+        until = reported_until()
+        old = deploy(cast, endpoint, 1, until - timedelta(days=1), retired_at=until - timedelta(seconds=100))
+        new = deploy(cast, endpoint, 2, until - timedelta(seconds=100))
+        for second in range(60, 160):
+            roll_up(old if second > 100 else new, until - timedelta(seconds=second), [2_000] * 4)
+        for second in range(1, 11):
+            roll_up(new, until - timedelta(seconds=second), [2_000] * 4, errors=1)
+
+        text = cast.browser("analyst").get(live(endpoint), headers=HTMX).text
+
+        assert 'id="live"' in text
+        assert 'hx-trigger="every 2s"' in text
+        assert "<html" not in text
+        rate = chart(text, "live-rate")
+        assert [(trace["name"], trace["line"]["color"], trace["line"]["dash"]) for trace in rate["data"]] == [
+            ("v2", "c1", "solid"),
+            ("v1", "c2", "dash"),
+        ]
+        assert max(value for value in rate["data"][0]["y"] if value is not None) == 4.0
+        assert [note["text"] for note in rate["layout"]["annotations"]] == ["v2"]
+        assert rate["layout"]["shapes"][0]["line"]["dash"] == "dot"
+        latency = chart(text, "live-latency")
+        assert [trace["name"] for trace in latency["data"]][:3] == ["v2 p50", "v2 p95", "v2 p99"]
+        assert max(value for value in latency["data"][2]["y"] if value) == pytest.approx(2.0, rel=0.45)
+        assert max(value for value in chart(text, "live-errors")["data"][0]["y"] if value) == 25.0
+        assert "style=" not in text
+
+    def test_the_window_goes_on_in_the_polling_url(self, cast: Cast, endpoint: Endpoint) -> None:
+        deployment = deploy(cast, endpoint, 1, NOON)
+        roll_up(deployment, reported_until() - timedelta(minutes=30), [1_000])
+        browser = cast.browser("analyst")
+
+        hour = browser.get(live(endpoint, "1h"), headers=HTMX).text
+        assert f'hx-get="{live(endpoint, "1h")}" hx-trigger="every 5s"' in hour
+        assert "At most" in hour
+        assert "No requests in this window." in browser.get(live(endpoint), headers=HTMX).text
+        refused = browser.get(live(endpoint, "1y"))
+        assert refused.status_code == 422
+        assert "5m, 1h, 24h" in html.unescape(refused.text)
+
+    def test_without_traffic_it_shows_the_command_of_the_first_prediction(self, cast: Cast, endpoint: Endpoint) -> None:
+        deploy(cast, endpoint, 1, NOON)
+
+        text = html.unescape(cast.browser("analyst").get(live(endpoint)).text)
+
+        assert "<html" in text
+        assert f"{settings.INFERENCE_URL}/v2/models/credit-risk/infer" in text
+        body = re.search(r"-d '(.+)' ", text)
+        assert body
+        assert json.loads(body[1])["inputs"][0]["name"] == "age"
+        assert "data-chart" not in text
+
+    def test_nothing_promoted_yet(self, cast: Cast, endpoint: Endpoint) -> None:
+        assert "Promote a model version" in cast.browser("analyst").get(live(endpoint)).text
+
+    def test_the_query_count_does_not_grow_with_the_traffic(self, cast: Cast, endpoint: Endpoint) -> None:
+        until = reported_until()
+        for number in range(1, 4):
+            deployment = deploy(cast, endpoint, number, until - timedelta(minutes=2), role="canary")
+            for second in range(20):
+                roll_up(deployment, until - timedelta(seconds=second), [1_000])
+        assert queries(cast.browser("analyst"), live(endpoint), headers=HTMX) == 7
+
+
+class TestOverview:
+    def test_a_row_for_each_endpoint_with_a_sparkline(self, cast: Cast, endpoint: Endpoint) -> None:
+        deployment = deploy(cast, endpoint, 3, NOON)
+        roll_up(deployment, reported_until() - timedelta(seconds=5), [4_000] * 30)
+
+        text = cast.browser("analyst").get(reverse("monitoring:overview"), headers=HTMX).text
+
+        assert "risk v3" in text
+        assert re.search(r'<path d="M0\.0 [\d.]+L', text)
+        assert '<td class="num">3.0</td>' in text
+        assert '<td class="num">30</td>' in text
+
+    def test_nothing_without_an_endpoint(self, cast: Cast) -> None:
+        assert cast.browser("analyst").get(reverse("monitoring:overview")).content == b""
+
+    def test_another_teams_endpoints_are_not_in_it(self, cast: Cast, endpoint: Endpoint) -> None:
+        assert cast.browser("outsider").get(reverse("monitoring:overview")).content == b""
+
+    def test_the_query_count_does_not_grow_with_the_endpoints(self, cast: Cast, endpoint: Endpoint) -> None:
+        browser = cast.browser("analyst")
+        few = queries(browser, reverse("monitoring:overview"))
+        for number in range(5):
+            more = Endpoint.objects.create(team=cast.team, name=f"more-{number}", created_by=cast.operator.user)
+            deploy(cast, more, number + 1, NOON)
+        assert queries(browser, reverse("monitoring:overview")) == few == 6
+
+
+class TestPredictionList:
+    def test_rows_with_filters_in_the_query_string(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        deploy(cast, endpoint, 1, NOON)
+        log.segment(endpoint, [*rows(1, 2), *rows(3, outcome="failed", request_id="a/b c?")])
+        browser = cast.browser("analyst")
+
+        everything = browser.get(predictions(endpoint))
+        assert everything.status_code == 200
+        assert everything.text.count('scope="row"') == 3
+        assert detail(endpoint, "a/b c?") in everything.text
+        failed = browser.get(predictions(endpoint, outcome="failed", since="2026-03-04T12:00:00"), headers=HTMX)
+        assert failed.text.count('scope="row"') == 1
+        assert "<html" not in failed.text
+        assert "HX-Request" in failed["Vary"]
+
+    def test_older_keeps_the_filters(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        log.segment(endpoint, rows(*range(120)))
+        browser = cast.browser("analyst")
+        url, seen = predictions(endpoint, outcome="ok"), 0
+        for expected in (50, 50, 20):
+            text = browser.get(url).text
+            assert text.count('scope="row"') == expected
+            seen += expected
+            older = re.search(r'href="(\?[^"]+)" rel="next"', text)
+            url = predictions(endpoint) + html.unescape(older[1]) if older else ""
+            assert not older or "outcome=ok" in url
+        assert (seen, url) == (120, "")
+
+    @pytest.mark.parametrize(
+        "query",
+        [{"since": "x"}, {"outcome": "x"}, {"model_version": "0"}, {"since": "2026-03-05", "until": "2026-03-04"}],
+    )
+    def test_a_filter_that_is_none_is_explained(self, cast: Cast, endpoint: Endpoint, query: dict[str, str]) -> None:
+        response = cast.browser("analyst").get(predictions(endpoint, **query))
+        assert response.status_code == 422
+        assert "error-summary" in response.text
+
+    def test_a_place_that_is_none_is_refused(self, cast: Cast, endpoint: Endpoint) -> None:
+        assert cast.browser("analyst").get(predictions(endpoint, before="x")).status_code == 422
+
+    def test_a_damaged_segment_is_named(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        log.segment(endpoint, rows(1))
+        bad = log.segment(endpoint, rows(2))
+        (settings.INSTALLATION.store / bad.path).write_bytes(b"")
+
+        text = cast.browser("analyst").get(predictions(endpoint)).text
+        assert bad.path in text
+        assert text.count('scope="row"') == 1
+
+    def test_the_query_count_does_not_grow_with_the_log(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        browser = cast.browser("analyst")
+        log.segment(endpoint, rows(1))
+        few = queries(browser, predictions(endpoint))
+        for second in range(20):
+            log.segment(endpoint, rows(second))
+        assert queries(browser, predictions(endpoint)) == few == 6
+
+
+class TestPredictionDetail:
+    def test_everything_of_a_request(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        cast.token("data_scientist")
+        token = ApiToken.objects.get()
+        log.segment(
+            endpoint,
+            [{"at": 1, "request_id": "x/1", "token_id": token.pk, "outcome": "failed", "error": "out of <memory>"}],
+            **{"input.age": pa.array([41.5]), "output.score": pa.array(["<b>"])},
+        )
+
+        response = cast.browser("analyst").get(detail(endpoint, "x/1"))
+
+        assert response.status_code == 200
+        text = response.text
+        for shown in (
+            "risk v1",
+            "41.5",
+            "&lt;b&gt;",
+            "out of &lt;memory&gt;",
+            "Mira Sato",
+            "sha256:abab…abab",
+            "unchanged",
+        ):
+            assert shown in text
+
+    def test_a_file_that_was_changed_is_shown_as_such(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        segment = log.segment(endpoint, rows(1, request_id="x"))
+        segment.sha256 = "0" * 64
+        segment.save()
+        assert "changed since it was written" in cast.browser("analyst").get(detail(endpoint, "x")).text
+
+    def test_what_is_not_shipped_yet_is_looked_for_again(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        browser = cast.browser("analyst")
+        page = browser.get(detail(endpoint, "soon"))
+        assert page.status_code == 404
+        again = re.search(r'hx-get="([^"]+)" hx-trigger="every 2s"', page.text)
+        assert again
+        fragment = browser.get(again[1], headers=HTMX)
+        assert fragment.status_code == 200
+        assert "attempt=2" in fragment.text
+
+        shift = (reported_until() - NOON).total_seconds()
+        log.segment(endpoint, rows(int(shift), request_id="soon"))
+        found = browser.get(again[1], headers=HTMX).text
+        assert "unchanged" in found
+        assert "hx-trigger" not in found
+
+    def test_looking_again_comes_to_an_end(self, cast: Cast, endpoint: Endpoint) -> None:
+        browser = cast.browser("analyst")
+        for attempt in ("20", "999", "9999", "-1", "x"):
+            response = browser.get(detail(endpoint, "never") + f"?attempt={attempt}", headers=HTMX)
+            assert ("hx-trigger" in response.text) == (attempt in ("9999", "-1", "x"))
+
+    def test_the_same_log_holds_many_rows_of_a_request(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        log.segment(endpoint, [{"at": 1, "request_id": "big", "row": row} for row in range(150)])
+        text = cast.browser("analyst").get(detail(endpoint, "big")).text
+        assert text.count("Rows run together") == 100
+        assert predictions(endpoint, request_id="big") in text
+
+
+@pytest.mark.parametrize("view", ["endpoint-live", "prediction-list"])
+def test_another_teams_endpoint_is_not_found(cast: Cast, endpoint: Endpoint, view: str) -> None:
+    assert cast.browser("outsider").get(reverse(f"monitoring:{view}", args=[endpoint.name])).status_code == 404
+
+
+def test_another_teams_prediction_is_not_found(cast: Cast, endpoint: Endpoint, log: Log) -> None:
+    log.segment(endpoint, rows(1, request_id="x"))
+    response = cast.browser("outsider").get(detail(endpoint, "x"))
+    assert response.status_code == 404
+    assert "Not in the log" not in response.text
+
+
+def queries(browser: Client, url: str, **options: Any) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        assert browser.get(url, **options).status_code == 200
+    return len(captured)
