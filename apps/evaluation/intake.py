@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -133,7 +134,7 @@ def _csv_source(
 
 
 def _read_header(upload: Path) -> tuple[list[str], str]:
-    """The column names, and the delimiter: the candidate that occurs most often in the header."""
+    """The column names, and the delimiter: the candidate that occurs most often in the header, outside of quotes."""
     with upload.open("rb") as file:
         head = file.readline(MAX_HEADER_BYTES + 1)
         sample = head + file.read(4_096)
@@ -150,7 +151,7 @@ def _read_header(upload: Path) -> tuple[list[str], str]:
         raise DomainError(
             f"The header is not UTF-8 (byte {error.start + 1}). Save the file as UTF-8.", field="file"
         ) from error
-    delimiter = max(_DELIMITERS, key=line.count)
+    delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True)), delimiter
     except (csv.Error, StopIteration) as error:
