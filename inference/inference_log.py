@@ -366,8 +366,8 @@ def _store(array: Array, name: str, context: Context) -> tuple[Any, Any]:
     rows = shape[0] if context.is_batch else 1
     if len(buffer) <= context.payload_cap * max(rows, 1):
         return (shape, len(buffer)), buffer
-    parts = array if context.is_batch else [array]
-    return (shape, [hashlib.sha256(to_binary(np.asarray(part))).hexdigest() for part in parts]), None
+    parts = [array[row : row + 1] for row in range(rows)] if context.is_batch else [array]
+    return (shape, [hashlib.sha256(to_binary(part)).hexdigest() for part in parts]), None
 
 
 def _decode(payload: bytes, contexts: dict[int, Context]) -> StoredRecord:

@@ -87,7 +87,7 @@ def test_what_is_appended_is_read_back(spool: Spool) -> None:
 
 def test_a_torn_tail_is_cut_wherever_it_is_torn(spool: Spool) -> None:
     for _ in range(2):
-        spool.append(_context(), _record([1]))
+        spool.append(_context(), _record([1], outputs=[np.ones((1, 1), np.float16)]))
     spool.seal()
     (path,) = spool.directory.iterdir()
     whole = path.read_bytes()
