@@ -80,9 +80,7 @@ def diabetes() -> DemoModel:
 
 
 def _split(features: Any, target: Any, stratify: Any = None) -> Any:
-    return train_test_split(
-        features.astype(np.float32), target, test_size=0.4, random_state=SEED, stratify=stratify
-    )
+    return train_test_split(features.astype(np.float32), target, test_size=0.4, random_state=SEED, stratify=stratify)
 
 
 def _onnx(model: Any, example: Any, **options: Any) -> bytes:

@@ -74,9 +74,7 @@ def endpoint(cast: Cast, name: str = "") -> Endpoint:
     )
 
 
-def submitted_request(
-    cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None
-) -> PromotionRequest:
+def submitted_request(cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None) -> PromotionRequest:
     """A promotion request that waits for a decision."""
     return promotions.request_promotion(
         cast.actor("data_scientist"),
@@ -113,4 +111,6 @@ def live_request(cast: Cast, version: ModelVersion | None = None, to: Endpoint |
 
 def deployment(cast: Cast) -> Deployment:
     """A champion on an endpoint."""
-    return Deployment.objects.select_related("endpoint", "model_version__model").get(pk=live_request(cast).deployment_id)
+    return Deployment.objects.select_related("endpoint", "model_version__model").get(
+        pk=live_request(cast).deployment_id
+    )

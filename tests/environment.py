@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 VAR = tempfile.mkdtemp(prefix="countersign-test-")
-os.chmod(VAR, 0o711)  # the embedded database's account has to pass through
+os.chmod(VAR, 0o711)  # noqa: S103 - the embedded database's account has to pass through
 os.mkdir(os.path.join(VAR, "static"), 0o755)  # WhiteNoise wants it; pages take their files from the finders
 atexit.register(shutil.rmtree, VAR, ignore_errors=True)
 

@@ -102,9 +102,7 @@ class ApiTokenViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamView
         _refuse_tokens(request)
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        token, secret = services.create_token(
-            request.actor, membership=request.membership, **serializer.validated_data
-        )
+        token, secret = services.create_token(request.actor, membership=request.membership, **serializer.validated_data)
         return Response({**self.get_serializer(token).data, "token": secret}, status=status.HTTP_201_CREATED)
 
     def destroy(self, request: Request, pk: str) -> Response:

@@ -12,5 +12,7 @@ def navigation(request: HttpRequest) -> dict[str, Any]:
     if getattr(request, "actor", None) is None:
         return {}
     return {
-        "teams": Team.objects.filter(memberships__user=request.user, memberships__is_active=True).distinct(),
+        "teams": Team.objects.filter(
+            memberships__user_id=request.actor.user_id, memberships__is_active=True
+        ).distinct(),
     }

@@ -16,7 +16,7 @@ class SignInForm(AuthenticationForm):
     username = forms.EmailField(
         label="Email", max_length=254, widget=forms.EmailInput({"autocomplete": "username", "autofocus": True})
     )
-    error_messages = {  # noqa: RUF012 - Django declares it mutable
+    error_messages = {
         "invalid_login": "Email and password do not fit. Try again, or ask an admin of your team to reset them.",
         "inactive": "Email and password do not fit. Try again, or ask an admin of your team to reset them.",
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib.auth.middleware import LoginRequiredMiddleware
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from apps.accounts.models import Membership, current_membership
 from apps.audit.actor import Actor
@@ -43,11 +43,11 @@ class ActorMiddleware(LoginRequiredMiddleware):
 
     def process_view(
         self, request: HttpRequest, view_func: Callable[..., Any], view_args: Any, view_kwargs: Any
-    ) -> HttpResponse | None:
+    ) -> HttpResponseBase | None:
         """Redirect strangers, with htmx told to load the whole sign-in page."""
         if hasattr(view_func, "cls"):
             return None
-        response: HttpResponse | None = super().process_view(request, view_func, view_args, view_kwargs)
+        response = super().process_view(request, view_func, view_args, view_kwargs)
         if response is not None and request.headers.get("HX-Request"):
             redirect = HttpResponse(status=204)
             redirect["HX-Redirect"] = request.headers.get("HX-Current-URL", "/")

@@ -20,7 +20,7 @@ from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotFound
 from inference.contracts import token_digest
 
-TOKEN_PREFIX = "csn_"
+TOKEN_PREFIX = "csn_"  # noqa: S105 - it tells what kind of secret follows
 INVITATION_LIFETIME = timedelta(days=7)
 MAX_TOKENS_PER_MEMBER = 50
 MAX_OPEN_INVITATIONS = 200
@@ -74,7 +74,7 @@ def invite_member(actor: Actor, *, team: Team, email: str, roles: Sequence[Role]
         email=email,
         roles=list(roles),
         digest=digest_of(secret),
-        invited_by_id=actor.user_id,
+        invited_by_id=actor.person_id,
         expires_at=now + INVITATION_LIFETIME,
     )
     record(actor, "member.invited", invitation, team=team, after={"email": email, "roles": list(roles)})
@@ -85,7 +85,10 @@ def invite_member(actor: Actor, *, team: Team, email: str, roles: Sequence[Role]
 def accept_invitation(*, secret: str, name: str, password: str, address: str, request_id: str) -> Membership:
     """Turn an invitation into a membership: with a new account, or the existing one if its password is given."""
     invitation = (
-        Invitation.objects.select_for_update(of=("self",)).select_related("team").filter(digest=digest_of(secret)).first()
+        Invitation.objects.select_for_update(of=("self",))
+        .select_related("team")
+        .filter(digest=digest_of(secret))
+        .first()
     )
     if invitation is None or not invitation.is_open:
         raise NotFound("This invitation is not valid any more. Ask an admin of the team for a new one.")

@@ -52,7 +52,9 @@ def sign_out(request: HttpRequest) -> HttpResponse:
 @require(SIGNED_IN)
 def team_switch(request: HttpRequest) -> HttpResponse:
     """Work in another of one's teams."""
-    membership = get_object_or_404(Membership.objects.active(), user=request.user, team__slug=request.POST.get("team", ""))
+    membership = get_object_or_404(
+        Membership.objects.active(), user=request.user, team__slug=request.POST.get("team", "")
+    )
     request.session[TEAM_SESSION_KEY] = membership.team.slug
     messages.success(request, f"You now work in {membership.team.name}.")
     return redirect("promotions:inbox")

@@ -28,6 +28,13 @@ class Actor:
         if not self.can(permission):
             raise NotAllowed(f"This needs a role with the permission “{permission}”. Ask an admin of your team.")
 
+    @property
+    def person_id(self) -> int:
+        """The id of the person who acts; raises ``NotAllowed`` for the system, which makes nothing of its own."""
+        if self.user_id is None:
+            raise NotAllowed("This takes a person.")
+        return self.user_id
+
     @classmethod
     def system(cls, name: str) -> Self:
         """The product itself, acting without a person, e.g. ``Actor.system("validation job")``."""

@@ -38,4 +38,4 @@ class AuditEventViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamVi
         if not form.is_valid():
             field, messages = next(iter(form.errors.items()))
             raise DomainError(str(messages[0]), field=field)
-        return queryset.matching(**form.cleaned_data)  # type: ignore[attr-defined,no-any-return]
+        return queryset.matching(**form.cleaned_data)  # type: ignore[no-any-return]

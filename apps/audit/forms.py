@@ -9,5 +9,9 @@ class AuditFilterForm(forms.Form):
     actor = forms.CharField(required=False, max_length=200)
     action = forms.CharField(required=False, max_length=100, help_text="Begins with, e.g. promotion.")
     obj = forms.CharField(required=False, max_length=200, label="Object")
-    since = forms.DateTimeField(required=False, label="From (UTC)", widget=forms.DateTimeInput({"type": "datetime-local"}))
-    until = forms.DateTimeField(required=False, label="Until (UTC)", widget=forms.DateTimeInput({"type": "datetime-local"}))
+    since = forms.DateTimeField(
+        required=False, label="From (UTC)", widget=forms.DateTimeInput({"type": "datetime-local"})
+    )
+    until = forms.DateTimeField(
+        required=False, label="Until (UTC)", widget=forms.DateTimeInput({"type": "datetime-local"})
+    )

@@ -42,7 +42,7 @@ class TeamViewSet(viewsets.GenericViewSet[Any]):
         queryset = super().get_queryset()
         if getattr(self, "swagger_fake_view", False):
             return queryset.none()
-        return queryset.for_team(self.request.team)  # type: ignore[attr-defined,no-any-return]
+        return queryset.for_team(self.request.team)  # type: ignore[no-any-return]
 
 
 def problem(code: int, title: str, detail: str, *, errors: list[dict[str, str]] | None = None) -> Response:
@@ -90,7 +90,7 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response | No
         if error.status_code == status.HTTP_401_UNAUTHORIZED:
             response["WWW-Authenticate"] = 'Bearer realm="countersign"'
         if getattr(error, "wait", None):
-            response["Retry-After"] = str(int(error.wait))  # type: ignore[attr-defined]
+            response["Retry-After"] = str(int(error.wait))
     if response is not None:
         set_rollback()
     return response

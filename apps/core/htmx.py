@@ -17,8 +17,10 @@ def render(
 
     A boosted request and a history restoration want the whole page, whatever the header says.
     """
-    htmx = request.htmx  # type: ignore[attr-defined]
+    htmx = request.htmx
     wants_fragment = fragment is not None and htmx and not htmx.boosted and not htmx.history_restore_request
-    response = render_template(request, fragment if wants_fragment and fragment else template, dict(context), status=status)
+    response = render_template(
+        request, fragment if wants_fragment and fragment else template, dict(context), status=status
+    )
     patch_vary_headers(response, ["HX-Request"])
     return response

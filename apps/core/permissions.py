@@ -7,13 +7,13 @@ from functools import wraps
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponseBase
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from apps.core.errors import NotAllowed
 
-View = Callable[..., HttpResponse]
+View = Callable[..., HttpResponseBase]
 
 PUBLIC = "public"
 """The declared permission of the few views that need no sign-in."""
@@ -29,12 +29,14 @@ def require(permission: str) -> Callable[[View], View]:
 
     def decorate(view: View) -> View:
         @wraps(view)
-        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if permission != SIGNED_IN and not request.actor.can(permission):
-                raise NotAllowed(f"This page needs a role with the permission “{permission}”. Ask an admin of your team.")
+                raise NotAllowed(
+                    f"This page needs a role with the permission “{permission}”. Ask an admin of your team."
+                )
             return view(request, *args, **kwargs)
 
-        guarded.permission = permission  # type: ignore[attr-defined]
+        guarded.permission = permission
         return guarded
 
     return decorate
@@ -43,7 +45,7 @@ def require(permission: str) -> Callable[[View], View]:
 def public(view: View) -> View:
     """Declare a view that strangers may call."""
     marked = login_not_required(view)
-    marked.permission = PUBLIC  # type: ignore[attr-defined]
+    marked.permission = PUBLIC
     return marked
 
 

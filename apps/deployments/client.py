@@ -63,6 +63,10 @@ def example_request(signature: dict[str, Any]) -> dict[str, Any]:
         size = 1
         for dimension in shape:
             size *= dimension
-        filler: Any = {"BYTES": "", "BOOL": False}.get(spec["datatype"], 0.0 if spec["datatype"].startswith("FP") else 0)
-        inputs.append({"name": spec["name"], "shape": shape, "datatype": spec["datatype"], "data": [filler] * min(size, 4096)})
+        filler: Any = {"BYTES": "", "BOOL": False}.get(
+            spec["datatype"], 0.0 if spec["datatype"].startswith("FP") else 0
+        )
+        inputs.append(
+            {"name": spec["name"], "shape": shape, "datatype": spec["datatype"], "data": [filler] * min(size, 4096)}
+        )
     return {"inputs": inputs}

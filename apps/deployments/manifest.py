@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -20,6 +20,7 @@ from inference.contracts import (
     MANIFEST_CHANNEL,
     DeploymentEntry,
     EndpointEntry,
+    Role,
     Signature,
     TokenEntry,
     sign_manifest,
@@ -116,7 +117,7 @@ def _entry(deployment: Deployment, *, is_active: bool) -> DeploymentEntry:
         artifact_digest=model_version.artifact.sha256,
         artifact_path=model_version.artifact.path,
         artifact_size=model_version.artifact.size_bytes,
-        role=deployment.role if is_active else "standby",
+        role=cast(Role, deployment.role) if is_active else "standby",
         weight=deployment.weight if is_active else 0,
         signature=Signature.from_dict(model_version.signature),
         promotion_request_id=deployment.promotion_request_id,

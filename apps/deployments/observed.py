@@ -51,9 +51,7 @@ def observe(deployment: Deployment | None, fleet: Fleet | None = None) -> Observ
     live = fleet.replicas
     wanted = deployment.pk if deployment else None
     serving = sum(any(item["deployment_id"] == wanted for item in replica.loaded) for replica in live)
-    errors = [
-        error["message"] for replica in live for error in replica.errors if error.get("deployment_id") == wanted
-    ]
+    errors = [error["message"] for replica in live for error in replica.errors if error.get("deployment_id") == wanted]
     if not live:
         state = "OFFLINE"
     elif errors:

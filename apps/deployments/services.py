@@ -27,7 +27,7 @@ def create_endpoint(actor: Actor, *, team: Any, name: str, description: str = ""
     try:
         with transaction.atomic():
             endpoint = Endpoint.objects.create(
-                team=team, name=name, description=description, created_by_id=actor.user_id
+                team=team, name=name, description=description, created_by_id=actor.person_id
             )
     except IntegrityError as error:
         raise Conflict(f"The name “{name}” is taken. Choose another one.", field="name") from error
@@ -131,9 +131,12 @@ def rollback_target(endpoint: Endpoint) -> Deployment | None:
         .exclude(model_version_id=current.model_version_id)
         .select_related("model_version__model", "model_version__artifact")
     )
-    first = endpoint.deployments.champions().filter(
-        model_version_id=current.model_version_id, promotion_request_id=current.promotion_request_id
-    ).order_by("pk").first()
+    first = (
+        endpoint.deployments.champions()
+        .filter(model_version_id=current.model_version_id, promotion_request_id=current.promotion_request_id)
+        .order_by("pk")
+        .first()
+    )
     return history.filter(pk__lt=first.pk).order_by("-pk").first() if first else None
 
 

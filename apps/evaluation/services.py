@@ -33,7 +33,7 @@ def create_dataset(actor: Actor, *, team: Any, name: str, description: str = "")
         raise Conflict(f"A team has at most {MAX_DATASETS_PER_TEAM:,} datasets.")
     try:
         with transaction.atomic():
-            dataset = Dataset.objects.create(team=team, name=name, description=description, created_by_id=actor.user_id)
+            dataset = Dataset.objects.create(team=team, name=name, description=description, created_by_id=actor.person_id)
     except IntegrityError as error:
         message = f"Your team has a dataset “{name}” already. Upload a version to it instead."
         raise Conflict(message, field="name") from error
@@ -60,7 +60,7 @@ def upload_dataset_version(actor: Actor, *, dataset: Dataset, file: Upload) -> D
         size_bytes=file.size,
         file_name=(file.name or "dataset")[:200],
         original_path=keep(file, folder="uploads", suffix=""),
-        uploaded_by_id=actor.user_id,
+        uploaded_by_id=actor.person_id,
     )
     version.job = enqueue(
         actor,
@@ -155,7 +155,7 @@ def start_evaluation(
         dataset_version=dataset_version,
         target=target,
         features=plan.features,
-        requested_by_id=actor.user_id,
+        requested_by_id=actor.person_id,
     )
     run.job = enqueue(
         actor,

@@ -117,7 +117,8 @@ def dispatch(job: Job) -> None:
 @transaction.atomic
 def claim(job_id: int) -> Job | None:
     """Take the job for one attempt; None if it is not waiting any more."""
-    job = Job.objects.select_for_update(skip_locked=True).filter(pk=job_id, state=JobState.QUEUED).first()
+    waiting = Job.objects.select_for_update(skip_locked=True).filter(pk=job_id, state=JobState.QUEUED)
+    job: Job | None = waiting.first()
     if job is None:
         return None
     now = timezone.now()
@@ -136,7 +137,7 @@ def execute(job: Job) -> None:
         return
     except DomainError as error:
         run.finish(JobState.FAILED, error.message)
-    except Exception as error:  # noqa: BLE001 - whatever a job raises is the job's outcome
+    except Exception as error:
         run.log(traceback.format_exc())
         retry_or_park(run, f"{type(error).__name__}: {error}")
     else:

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.http import require_GET, require_POST
 
+from apps.audit.actor import Actor
 from apps.core.errors import NotAllowed
 from apps.core.htmx import render
 from apps.core.pagination import KeysetPage
@@ -47,7 +48,8 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
 
 def may_control(request: HttpRequest, job: Job) -> bool:
     """Whoever asked for a job may stop it and try it again; operators may for everybody."""
-    return job.requested_by_id == request.actor.user_id or request.actor.can("deployments.operate")
+    actor: Actor = request.actor
+    return job.requested_by_id == actor.user_id or actor.can("deployments.operate")
 
 
 @require_POST

@@ -62,7 +62,8 @@ class PromotionRequestSerializer(serializers.ModelSerializer[PromotionRequest]):
 class PromotionRequestDetailSerializer(PromotionRequestSerializer):
     """A promotion request with its frozen evidence."""
 
-    class Meta(PromotionRequestSerializer.Meta):
+    class Meta:
+        model = PromotionRequest
         fields = (*PromotionRequestSerializer.Meta.fields, "evidence")
 
 

@@ -61,5 +61,7 @@ def _interval(value: dict[str, Any] | None) -> str:
 def _summary(rows: list[dict[str, Any]]) -> str:
     compared = [row for row in rows if row["change"] is not None]
     if not compared:
-        return "The candidate's metrics with 95% confidence intervals; nothing serves yet that it could be compared with."
+        return (
+            "The candidate's metrics with 95% confidence intervals; nothing serves yet that it could be compared with."
+        )
     return "Against the champion: " + "; ".join(f"{row['metric']} {row['change']:+.4f}" for row in compared) + "."

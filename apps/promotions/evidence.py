@@ -62,7 +62,13 @@ def metric_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
         comparable = other is not None and None not in (metric["value"], other["value"])
         change = metric["value"] - other["value"] if comparable and other else None
         rows.append(
-            {"metric": place[-1], "dataset": metric["dataset"], "candidate": metric, "champion": other, "change": change}
+            {
+                "metric": place[-1],
+                "dataset": metric["dataset"],
+                "candidate": metric,
+                "champion": other,
+                "change": change,
+            }
         )
     return rows
 

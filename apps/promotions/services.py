@@ -54,7 +54,7 @@ def request_promotion(
         artifact_digest=model_version.artifact.sha256,
         evidence=evidence,
         evidence_digest=digest_of(evidence),
-        requested_by_id=actor.user_id,
+        requested_by_id=actor.person_id,
         requested_at=now,
         expires_at=now + REQUEST_LIFETIME,
     )
@@ -101,7 +101,7 @@ def review_promotion(
         raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
     if reason := why_not_review(actor, request):
         raise NotAllowed(reason)
-    reviewer = User.objects.get(pk=actor.user_id)
+    reviewer = User.objects.get(pk=actor.person_id)
     if not reviewer.check_password(password):
         raise DomainError("That is not your password. Nothing was signed.", field="password")
     if (meaning == Meaning.REJECTION) != (decision == Decision.REJECTED):
@@ -218,7 +218,8 @@ def _start_rollout(request: PromotionRequest) -> None:
 
 def _follow_rollout(request: PromotionRequest) -> None:
     actor = Actor.system("controller")
-    deployment = Deployment.objects.filter(pk=request.deployment_id, retired_at=None).first()
+    started = Deployment.objects.active().filter(pk=request.deployment_id or 0)
+    deployment: Deployment | None = started.first()
     if deployment is None:
         _set_rollout(actor, request, RolloutState.ENDED, "Another version took its place before it was live.")
         return

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
 from django.db.models import Max
 
 from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
-from apps.core.uploads import keep
+from apps.core.uploads import Upload, keep, refuse_over_cap
 from apps.jobs.services import enqueue
 from apps.registry.models import Alias, Artifact, ModelVersion, ModelVersionState, RegisteredModel
-from inference.formats import why_not_onnx
+from inference.formats import HEAD_BYTES, why_not_onnx
 
 MAX_MODELS_PER_TEAM: Final = 5_000
+_USABLE: Final = (ModelVersionState.VALIDATING, ModelVersionState.READY)
 
 
 @transaction.atomic
@@ -28,7 +28,7 @@ def register_model(actor: Actor, *, team: Any, name: str, task: str, description
     try:
         with transaction.atomic():
             model = RegisteredModel.objects.create(
-                team=team, name=name, task=task, description=description, created_by_id=actor.user_id
+                team=team, name=name, task=task, description=description, created_by_id=actor.person_id
             )
     except IntegrityError as error:
         raise Conflict(
@@ -39,14 +39,15 @@ def register_model(actor: Actor, *, team: Any, name: str, task: str, description
 
 
 @transaction.atomic
-def upload_model_version(actor: Actor, *, model: RegisteredModel, file: UploadedFile, notes: str = "") -> ModelVersion:
+def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, notes: str = "") -> ModelVersion:
     """Store an uploaded artifact and queue its validation.
 
     A file that surely is no ONNX model is refused at once; everything else is for the sandbox to find out.
     """
     actor.require("registry.upload")
+    refuse_over_cap(file)
     file.seek(0)
-    if reason := why_not_onnx(file.read(16)):
+    if reason := why_not_onnx(file.read(HEAD_BYTES)):
         raise DomainError(reason, field="file")
     file.seek(0)
     model = RegisteredModel.objects.select_for_update().select_related("team").get(pk=model.pk)
@@ -55,7 +56,7 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Uploaded
         sha256=file.sha256,
         defaults={"size_bytes": size, "path": keep(file, folder="artifacts", suffix=".onnx")},
     )
-    twin = model.versions.filter(artifact=artifact).exclude(state=ModelVersionState.REJECTED).first()
+    twin = model.versions.filter(artifact=artifact, state__in=_USABLE).first()
     if twin is not None:
         raise Conflict(f"These very bytes are {model.name} v{twin.number} already.", field="file")
     number = (model.versions.aggregate(last=Max("number"))["last"] or 0) + 1
@@ -65,7 +66,7 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Uploaded
         artifact=artifact,
         file_name=(file.name or "model.onnx")[:200],
         notes=notes,
-        uploaded_by_id=actor.user_id,
+        uploaded_by_id=actor.person_id,
     )
     version.job = enqueue(
         actor,
@@ -137,3 +138,29 @@ def set_alias(actor: Actor, *, model_version: ModelVersion, name: str) -> Alias:
         after={"model_version": model_version.number},
     )
     return alias
+
+
+@transaction.atomic
+def archive_version(actor: Actor, *, model_version: ModelVersion) -> ModelVersion:
+    """Take a version out of use: no alias, no new evaluation, no new promotion. What it serves, it goes on serving."""
+    actor.require("registry.upload")
+    version = (
+        ModelVersion.objects.select_for_update(of=("self",)).select_related("model__team").get(pk=model_version.pk)
+    )
+    if version.state != ModelVersionState.READY:
+        raise Conflict(
+            f"Only a version that is ready can be archived; {version} is {version.get_state_display().lower()}."
+        )
+    aliases = list(version.aliases.values_list("name", flat=True))
+    version.aliases.all().delete()
+    version.state = ModelVersionState.ARCHIVED
+    version.save(update_fields=["state"])
+    record(
+        actor,
+        "model_version.archived",
+        version,
+        team=version.model.team,
+        before={"state": ModelVersionState.READY, "aliases": aliases},
+        after={"state": version.state, "aliases": []},
+    )
+    return version

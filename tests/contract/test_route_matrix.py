@@ -116,7 +116,13 @@ ROUTES: dict[str, dict[str, str]] = {
 }
 
 # Let in by their role and refused by the matter itself: somebody else's job, token or request.
-PERSONAL = {"jobs:job-cancel", "jobs:job-retry", "accounts:token-revoke", "promotions:request-cancel", "api:promotion-cancel"}
+PERSONAL = {
+    "jobs:job-cancel",
+    "jobs:job-retry",
+    "accounts:token-revoke",
+    "promotions:request-cancel",
+    "api:promotion-cancel",
+}
 OWN_ONLY = {"accounts:token-revoke", "api:token-detail"}  # another member's token is 404, except to an admin
 
 
@@ -218,9 +224,7 @@ def call(client: Client, method: str, url: str) -> Any:
     return response
 
 
-def mismatches(
-    world: World, client: Client, expected: Callable[[str, str, str | None], set[int] | None]
-) -> list[str]:
+def mismatches(world: World, client: Client, expected: Callable[[str, str, str | None], set[int] | None]) -> list[str]:
     """Every route and method where the answer is not among the expected codes (None: anything but a refusal)."""
     wrong = []
     for name, methods in ROUTES.items():

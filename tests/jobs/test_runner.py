@@ -126,9 +126,7 @@ def test_a_child_that_dies_costs_an_attempt_and_not_the_worker(cast: Cast, monke
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_attempt_over_its_time_is_killed_with_what_it_started(
-    cast: Cast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attempt_over_its_time_is_killed_with_what_it_started(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(runner._kinds, "t.slow", runner.Kind(_succeed, 0.2, 1))
     monkeypatch.setattr(runner, "_RENEW_SECONDS", 0.1)
     job = _enqueue(cast, "t.slow", word="x")
@@ -170,4 +168,6 @@ def test_the_real_child_process_runs_a_job(cast: Cast) -> None:
 def _test_database_url() -> str:
     from django.db import connection
 
-    return str(settings.INSTALLATION.database_dsn("owner")).replace("/countersign?", f"/{connection.settings_dict['NAME']}?")
+    return str(settings.INSTALLATION.database_dsn("owner")).replace(
+        "/countersign?", f"/{connection.settings_dict['NAME']}?"
+    )

@@ -113,7 +113,12 @@ def test_signing_takes_the_password_a_comment_and_a_fitting_meaning(cast: Cast) 
         builders.sign(cast, request, password="guess")
     with pytest.raises(DomainError, match="does not fit"):
         builders.sign(cast, request, meaning=Meaning.REJECTION)
-    form = {"decision": "APPROVED", "meaning": "APPROVAL", "password": PASSWORD, "evidence_digest": request.evidence_digest}
+    form = {
+        "decision": "APPROVED",
+        "meaning": "APPROVAL",
+        "password": PASSWORD,
+        "evidence_digest": request.evidence_digest,
+    }
     answer = cast.browser("compliance_officer").post(f"/approvals/{request.pk}/review/", form)
     assert answer.status_code == 422
     assert "comment" in answer.context["form"].errors
@@ -207,7 +212,9 @@ def test_approved_is_applied_and_followed_until_it_is_live(cast: Cast) -> None:
     services.apply_promotions()
     request = _reload(request)
     assert (request.rollout, request.applied_at is not None) == (RolloutState.LIVE, True)
-    actions = list(AuditEvent.objects.filter(object_type="promotions.promotionrequest").values_list("action", flat=True))
+    actions = list(
+        AuditEvent.objects.filter(object_type="promotions.promotionrequest").values_list("action", flat=True)
+    )
     assert actions == [
         "promotion.applied",
         "promotion.rollout_started",
@@ -266,9 +273,7 @@ def test_requests_over_rest(cast: Cast) -> None:
 
 
 @pytest.mark.parametrize("address", ["/approvals/", "/"])
-def test_lists_cost_the_same_however_long(
-    cast: Cast, address: str, django_assert_max_num_queries: Any
-) -> None:
+def test_lists_cost_the_same_however_long(cast: Cast, address: str, django_assert_max_num_queries: Any) -> None:
     for _ in range(4):
         builders.submitted_request(cast)
     browser = cast.browser("compliance_officer")

@@ -72,7 +72,9 @@ class Command(BaseCommand):
         if User.objects.exists():
             raise CommandError("There are people already: the demo team is for an empty installation.")
         people = self._create_people()
-        scientist, operator, officer = (people[r] for r in (Role.DATA_SCIENTIST, Role.OPERATOR, Role.COMPLIANCE_OFFICER))
+        scientist, operator, officer = (
+            people[r] for r in (Role.DATA_SCIENTIST, Role.OPERATOR, Role.COMPLIANCE_OFFICER)
+        )
         science = scientist.api(Scope.READ, Scope.BUILD, Scope.PROMOTE)
         operations = operator.api(Scope.READ, Scope.OPERATE)
         models = (breast_cancer(), diabetes())
@@ -85,7 +87,9 @@ class Command(BaseCommand):
         self._promote(science, models[0], 2, "Gradient boosting instead of a linear model; see the intervals.")
         self._write_traffic(people[Role.ANALYST], models)
         for model in models:
-            _wait_for(operations, f"endpoints/{model.endpoint}/", lambda answer: answer["observed"]["state"] == "SERVING")
+            _wait_for(
+                operations, f"endpoints/{model.endpoint}/", lambda answer: answer["observed"]["state"] == "SERVING"
+            )
         self._print_accounts(people)
 
     def _create_people(self) -> dict[str, Person]:
