@@ -6,6 +6,7 @@ ships to Parquet and registers, and the REST API reads the log back.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from django.conf import settings
@@ -157,6 +159,19 @@ def test_a_request_that_the_model_failed_on_is_logged_with_its_error(serve: Serv
     assert line["error"]
     assert line["inputs"] == {"x": 99}
     assert line["outputs"] == {"y": None}
+
+
+def test_a_tensor_over_the_cap_is_logged_by_its_digest(serve: Serve) -> None:
+    width = 20_000  # 80 kB a row; the cap is 64 KiB
+    live = serve(builders.linear_onnx(6.0, width=width), row(*[0.0] * width))
+    values = np.arange(width, dtype="<f4")
+    assert live.infer({"inputs": [tensor("x", "FP32", [1, width], values.tolist())]}, "wide") == 200
+
+    (line,) = live.logged("wide")
+
+    digest = hashlib.sha256(values.tobytes()).hexdigest()
+    assert line["inputs"] == {"x": {"values": None, "shape": [width], "digest": digest}}
+    assert line["outputs"] == {"y": pytest.approx(6.0 * values.sum(dtype="f8"), rel=1e-4)}
 
 
 def test_requests_are_counted_by_the_second(serve: Serve) -> None:
