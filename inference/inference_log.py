@@ -1,8 +1,9 @@
 """The durable spool of predictions: append-only files of checksummed columnar blocks, one block per batch.
 
 A replica appends a block before it answers, so that its death loses nothing that was answered. The shipper
-(another process) turns sealed files into Parquet segments. A file begins with no header; each block is
-``magic, kind, payload length, CRC-32 of kind, length and payload`` and the payload; a block that does not check out ends the file.
+(another process) turns sealed files into Parquet segments. A file is a sequence of blocks, each
+``magic, kind, payload length, CRC-32 of kind, length and payload`` and the payload; a block that does not check
+out ends the file.
 
 kind CONTEXT: JSON that describes a version on an endpoint, with an ``id`` that records refer to.
 kind RECORD: length of the JSON, JSON with one entry per request, then the raw tensors of all rows of the batch.

@@ -138,7 +138,10 @@ def test_nested_json_data_is_read_in_row_major_order(service: Service) -> None:
 def test_a_model_whose_rows_depend_on_each_other_runs_each_request_alone(service: Service) -> None:
     answer = service.infer("coupled", {"inputs": [tensor("x", "FP32", [2, 2], [1, 1, 1, 1])]})
     assert answer.json()["outputs"][0]["data"] == [0.5, 0.5, 0.5, 0.5]
-    assert service.infer("coupled", {"inputs": [tensor("x", "FP32", [1, 2], [1, 1])]}).json()["outputs"][0]["data"] == [1, 1]
+    assert service.infer("coupled", {"inputs": [tensor("x", "FP32", [1, 2], [1, 1])]}).json()["outputs"][0]["data"] == [
+        1,
+        1,
+    ]
 
 
 def test_the_version_is_named_and_may_be_asked_for(service: Service) -> None:

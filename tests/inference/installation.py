@@ -67,7 +67,16 @@ class Installation:
         self.deployments += 1
         signature = read_signature(load_session(model))
         return DeploymentEntry(
-            self.deployments, name, version, digest, path, len(model), role, weight, signature, promotion_request_id=None
+            self.deployments,
+            name,
+            version,
+            digest,
+            path,
+            len(model),
+            role,
+            weight,
+            signature,
+            promotion_request_id=None,
         )
 
     def endpoint(
@@ -191,9 +200,14 @@ class Service:
 
     def child(self, role: str) -> int:
         """The process id of the (first) ``replica`` or the ``shipper``."""
-        return next(
-            pid for pid in self.children() if role in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        )
+        found: list[int] = []
+
+        def is_found() -> bool:
+            found[:] = [pid for pid in self.children() if role in _command_line(pid)]
+            return bool(found)
+
+        wait_for(is_found, START_TIMEOUT_S, self.log)
+        return found[0]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop the service and return its exit status."""
@@ -208,6 +222,13 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def wait_for(condition: Any, timeout: float = 10.0, log: Path | None = None) -> None:

@@ -27,7 +27,10 @@ TYPES = {
 
 def build(nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers: Any = ()) -> bytes:
     """A serialised model; inputs and outputs are (name, V2 datatype, shape)."""
-    values = [[helper.make_tensor_value_info(name, TYPES[kind], shape) for name, kind, shape in side] for side in (inputs, outputs)]
+    values = [
+        [helper.make_tensor_value_info(name, TYPES[kind], shape) for name, kind, shape in side]
+        for side in (inputs, outputs)
+    ]
     graph = helper.make_graph(
         nodes, "test", *values, [numpy_helper.from_array(array, name) for name, array in dict(initializers).items()]
     )
