@@ -26,7 +26,7 @@ class AuditEventSerializer(serializers.ModelSerializer[AuditEvent]):
 class AuditEventViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
     """Events of the team, newest first; filters: actor, action, obj, since, until."""
 
-    queryset = AuditEvent.objects.filter(seq__isnull=False)
+    queryset = AuditEvent.objects.numbered()
     serializer_class = AuditEventSerializer
     lookup_field = "seq"
     lookup_value_regex = "[0-9]{1,18}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import Any, Self
 
@@ -12,6 +13,9 @@ from django.db.models.functions import Cast
 from django.utils.functional import cached_property
 
 from apps.core.querysets import TeamScopedQuerySet
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def _from_body(key: str) -> KeyTextTransform:
@@ -24,6 +28,10 @@ class AuditEventQuerySet(TeamScopedQuerySet):
     def for_team(self, team: Any) -> Self:
         """Events of one team; events of the installation as a whole belong to nobody's page."""
         return self.none() if team is None else self.filter(team_id=team.pk)
+
+    def numbered(self) -> Self:
+        """Events whose transaction has committed, in the order of the chain."""
+        return self.filter(seq__isnull=False).order_by("seq")
 
     def matching(
         self,
@@ -111,8 +119,18 @@ class AuditEvent(models.Model):
         return str(self.document["request_id"])
 
     @property
-    def changes(self) -> list[dict[str, Any]]:
-        """``name``, ``before`` and ``after`` of everything that changed; an empty string where there is no value."""
+    def changes(self) -> list[dict[str, str]]:
+        """``name``, ``before`` and ``after`` of everything that changed, as text; empty where there is no value."""
         before, after = self.document["before"] or {}, self.document["after"] or {}
         names = sorted(before.keys() | after.keys())
-        return [{"name": name, "before": before.get(name, ""), "after": after.get(name, "")} for name in names]
+        return [{"name": n, "before": _as_text(before.get(n)), "after": _as_text(after.get(n))} for n in names]
+
+
+def _as_text(value: Any) -> str:
+    """A value for a narrow column: digests shortened, lists joined."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    text = str(value)
+    return f"sha256:{text[:4]}…{text[-4:]}" if _DIGEST.fullmatch(text) else text

@@ -21,4 +21,5 @@ def event_list(request: HttpRequest) -> HttpResponse:
         return render(request, "audit/event_list.html", {"form": form, "page": None}, status=422)
     events = AuditEvent.objects.for_team(request.team).matching(**form.cleaned_data)
     page = KeysetPage.of(events, request.GET)
-    return render(request, "audit/event_list.html", {"form": form, "page": page}, fragment="audit/_events.html")
+    context = {"form": form, "page": page, "head": AuditEvent.objects.numbered().last()}
+    return render(request, "audit/event_list.html", context, fragment="audit/_events.html")

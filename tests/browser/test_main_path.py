@@ -144,7 +144,7 @@ def test_a_data_scientist_pushes_and_evaluates(cast: Cast, demo: DemoModel, tmp_
     mira.page.get_by_label("Name").fill(NAME)
     mira.page.get_by_label("Task").select_option("CLASSIFICATION")
     mira.press("Register")
-    push(mira, tmp_path, demo.versions[0][0], "Logistic regression", 1)
+    push(mira, tmp_path, demo.versions[0][0], "Random forest", 1)
     expect(mira.page.get_by_role("rowheader", name="probabilities")).to_be_visible()
     mira.check_access()
 
@@ -270,7 +270,7 @@ def test_a_new_version_and_a_rollback_drop_no_request(
     cast: Cast, stack: Stack, demo: DemoModel, tmp_path: Path
 ) -> None:
     mira, cora, omar, jonas = cast["mira"], cast["cora"], cast["omar"], cast["jonas"]
-    push(mira, tmp_path, demo.versions[1][0], "Gradient boosting", 2)
+    push(mira, tmp_path, demo.versions[1][0], "Logistic regression", 2)
     evaluate(mira, 2)
     request_promotion(mira, 2)
 
