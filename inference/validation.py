@@ -11,13 +11,14 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from inference.contracts import Signature
@@ -37,6 +38,7 @@ MAX_ELEMENTS: Final = 2**26
 
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_RESTRICT_SELF: Final = 446
@@ -100,6 +102,8 @@ def confine(limits: dict[str, Any]) -> list[str]:
         held.append("account of its own")
     if sys.platform == "linux":
         held += _deny_files()
+        # After the change of account, which resets it: nobody is left to kill this process when its parent is killed.
+        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # CPU seconds: SIGXCPU at the soft limit, SIGKILL two seconds later.
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 2))
     resource.setrlimit(resource.RLIMIT_AS, (mapped + limits["memory_bytes"],) * 2)
@@ -187,7 +191,7 @@ def parse(artifact: bytes) -> onnx.ModelProto:
     if reason := why_not_onnx(artifact[:HEAD_BYTES]):
         raise ArtifactRejected(reason)
     try:
-        model = onnx.ModelProto.FromString(artifact)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(artifact)
     except DecodeError as error:
         raise ArtifactRejected(
             "The file cannot be read as ONNX: it is cut off or damaged, or nests graphs far too deep. "

@@ -24,17 +24,22 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
 
     name = serializers.CharField(max_length=63, validators=[slug_validator])
     created_by = serializers.CharField(source="created_by.name", read_only=True)
+    aliases = serializers.SerializerMethodField()
 
     class Meta:
         model = RegisteredModel
-        fields = ("name", "task", "description", "created_by", "created_at")
+        fields = ("name", "task", "description", "aliases", "created_by", "created_at")
         read_only_fields = ("created_at",)
+
+    def get_aliases(self, model: RegisteredModel) -> dict[str, int]:
+        """Alias -> version number."""
+        return {alias.name: alias.model_version.number for alias in model.aliases.all()}
 
 
 class RegisteredModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
     """The team's models."""
 
-    queryset = RegisteredModel.objects.select_related("created_by")
+    queryset = RegisteredModel.objects.select_related("created_by").prefetch_related("aliases__model_version")
     serializer_class = RegisteredModelSerializer
     lookup_field = "name"
     permissions: ClassVar[dict[str, str]] = {"list": "team.view", "retrieve": "team.view", "create": "registry.upload"}
@@ -54,7 +59,7 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
     sha256 = serializers.CharField(source="artifact.sha256", read_only=True)
     size_bytes = serializers.IntegerField(source="artifact.size_bytes", read_only=True)
     uploaded_by = serializers.CharField(source="uploaded_by.name", read_only=True)
-    aliases = serializers.SlugRelatedField("name", many=True, read_only=True)
+    aliases: serializers.SlugRelatedField[Alias] = serializers.SlugRelatedField("name", many=True, read_only=True)
     file = serializers.FileField(write_only=True)
 
     class Meta:
@@ -120,6 +125,7 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
         "create": "registry.upload",
         "artifact": "team.view",
         "alias": "registry.upload",
+        "archive": "registry.upload",
     }
 
     def get_queryset(self) -> QuerySet[Any]:
@@ -144,7 +150,12 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
     def artifact(self, request: Request, model_name: str, number: str) -> FileResponse:
         """The artifact's bytes."""
         version = self.get_object()
-        return FileResponse(default_storage.open(version.artifact.path), content_type="application/octet-stream")
+        return FileResponse(
+            default_storage.open(version.artifact.path),
+            as_attachment=True,
+            filename=f"{model_name}-v{version.number}.onnx",
+            content_type="application/octet-stream",
+        )
 
     @action(detail=True, methods=["post"], serializer_class=AliasSerializer)
     def alias(self, request: Request, model_name: str, number: str) -> Response:
@@ -155,6 +166,12 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
             request.actor, model_version=self.get_object(), name=serializer.validated_data["name"]
         )
         return Response({"name": alias.name, "model_version": alias.model_version.number})
+
+    @action(detail=True, methods=["post"])
+    def archive(self, request: Request, model_name: str, number: str) -> Response:
+        """Take this version out of use."""
+        services.archive_version(request.actor, model_version=self.get_object())
+        return Response(self.get_serializer(self.get_object()).data)
 
     def _model(self) -> RegisteredModel:
         models = RegisteredModel.objects.for_team(self.request.team)

@@ -8,6 +8,12 @@ from apps.accounts.models import slug_validator
 from apps.registry.models import Task
 
 
+class ModelFilterForm(forms.Form):
+    """What the list of models is narrowed to."""
+
+    q = forms.CharField(max_length=63, required=False)
+
+
 class ModelForm(forms.Form):
     """A new registered model."""
 

@@ -31,10 +31,10 @@ def validate_model_version(run: JobRun, *, model_version_id: int) -> dict[str, A
                 raise ArtifactRejected("The stored bytes are not those that were uploaded. Upload the model again.")
         run.progress(0.3, "Parsing, loading and running the model in a sandbox")
         report = validate_artifact(path, LIMITS)
+        run.log(f"Loads and runs. Confinement: {', '.join(report['confinement'])}")  # raises if cancelled meanwhile
     except ArtifactRejected as error:
-        reject_version(run.actor, model_version=version, reason=str(error))
         run.log(f"Rejected: {error}")
+        reject_version(run.actor, model_version=version, reason=str(error))
         return {"state": ModelVersionState.REJECTED, "reason": str(error)}
     accept_version(run.actor, model_version=version, report=report)
-    run.log(f"Accepted; confinement: {', '.join(report['confinement'])}")
     return {"state": ModelVersionState.READY}

@@ -18,6 +18,20 @@ class Task(models.TextChoices):
     REGRESSION = "REGRESSION", "Regression"
 
 
+class RegisteredModelQuerySet(TeamScopedQuerySet):
+    """Reads of models."""
+
+    def with_latest_version(self) -> Self:
+        """With ``version_count`` and the latest version's ``latest_number``, ``latest_state`` and ``latest_at``."""
+        latest = ModelVersion.objects.filter(model=models.OuterRef("pk")).order_by("-number")
+        return self.annotate(
+            version_count=models.Count("versions"),
+            latest_number=models.Subquery(latest.values("number")[:1]),
+            latest_state=models.Subquery(latest.values("state")[:1]),
+            latest_at=models.Subquery(latest.values("uploaded_at")[:1]),
+        )
+
+
 class RegisteredModel(models.Model):
     """A model by name; what it is worth is in its versions."""
 
@@ -28,7 +42,7 @@ class RegisteredModel(models.Model):
     created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 
-    objects = TeamScopedQuerySet.as_manager()
+    objects = RegisteredModelQuerySet.as_manager()
 
     class Meta:
         ordering = ("name",)

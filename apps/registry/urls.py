@@ -11,6 +11,8 @@ urlpatterns = [
     path("models/<slug:name>/", views.model_detail, name="model-detail"),
     path("models/<slug:name>/versions/new/", views.version_upload, name="version-upload"),
     path("models/<slug:name>/versions/<int:number>/", views.version_detail, name="version-detail"),
+    path("models/<slug:name>/versions/<int:number>/schema/", views.version_schema, name="version-schema"),
+    path("models/<slug:name>/versions/<int:number>/archive/", views.version_archive, name="version-archive"),
     path("models/<slug:name>/versions/<int:number>/artifact/", views.version_download, name="version-download"),
     path("models/<slug:name>/versions/<int:number>/alias/", views.alias_set, name="alias-set"),
 ]
