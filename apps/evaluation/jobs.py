@@ -62,6 +62,7 @@ def evaluate(run: JobRun, *, run_id: int) -> dict[str, Any]:
         stored=stored,
         plan=plan,
         row_count=rows,
+        is_batchable=model_version.validation.get("is_batchable", True),
         progress=lambda done: run.progress(0.05 + 0.85 * done / rows, f"{done:,} of {rows:,} rows"),
     )
     with transaction.atomic():

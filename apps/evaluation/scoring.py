@@ -27,13 +27,16 @@ _THREADS: Final = 2
 Progress = Callable[[int], None]  # rows read so far
 
 
-def score(*, artifact: Path, stored: Path, plan: Plan, row_count: int, progress: Progress) -> tuple[Report, int]:
+def score(
+    *, artifact: Path, stored: Path, plan: Plan, row_count: int, progress: Progress, is_batchable: bool = True
+) -> tuple[Report, int]:
     """Score every row with a target and evaluate; returns the report and the number of rows that were scored.
 
+    A model whose rows depend on each other (not ``is_batchable``) gets them one by one, as it does when it serves.
     Memory is bounded by one batch of features plus, for each row, its target and the model's answer.
     """
     try:
-        scorer = Scorer(artifact, plan)
+        scorer = Scorer(artifact, plan, is_batchable=is_batchable)
         if plan.task == Task.REGRESSION:
             return _score_regression(scorer, stored, row_count, progress)
         return _score_classification(scorer, stored, row_count, progress)
@@ -46,10 +49,10 @@ def score(*, artifact: Path, stored: Path, plan: Plan, row_count: int, progress:
 class Scorer:
     """A loaded model that takes record batches."""
 
-    def __init__(self, artifact: Path, plan: Plan) -> None:
+    def __init__(self, artifact: Path, plan: Plan, *, is_batchable: bool = True) -> None:
         self.plan = plan
         self._session = load_session(artifact, threads=_THREADS)
-        self._fixed_rows = max(plan.inputs[0].spec.shape[0], 0)
+        self._fixed_rows = max(plan.inputs[0].spec.shape[0], 0 if is_batchable else 1)
 
     def batches(self, stored: Path, progress: Progress) -> Iterator[tuple[pa.Array, list[Array]]]:
         """Targets without nulls and the model's outputs, batch after batch."""

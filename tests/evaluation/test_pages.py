@@ -13,6 +13,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
@@ -252,6 +253,24 @@ def test_lists_take_a_fixed_number_of_queries(cast: Cast, cancer: Any) -> None:
             file=builders.upload(csv + b"\n" * (number + 1), "x.csv"),
         )
     assert counts() == few
+
+
+def test_a_model_whose_rows_depend_on_each_other_gets_them_one_by_one(cast: Cast) -> None:
+    """As it does when it serves: alone, each row is its own mean, so the model answers 0."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["centred"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in ("x", "centred")]
+    graph = helper.make_graph(nodes, "centre", values[:1], values[1:])
+    onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    model_version = ready_classifier(cast, onnx, "centring", "REGRESSION")
+    dataset_version = ready_dataset(cast, b"x,y\n1,1\n2,2\n6,3\n")
+    run = services.start_evaluation(
+        cast.actor("analyst"), model_version=model_version, dataset_version=dataset_version, target="y"
+    )
+    assert run_inline(run.job).state == "SUCCEEDED"
+    assert run.metrics.get(name="mae").value == pytest.approx(2.0)
 
 
 def test_parquet_and_a_wrong_file(cast: Cast) -> None:
