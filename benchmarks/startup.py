@@ -30,6 +30,9 @@ def main() -> int:
     product = Product(clone, clone / "var", ["make", "up"])
     try:
         results = [_first_start(product), _stop(product), _second_start(product), _stop(product)]
+    except (RuntimeError, TimeoutError) as error:
+        report("startup_failed", reason=str(error))
+        results = [False]
     finally:
         product.stop()
         shutil.rmtree(work, ignore_errors=True)

@@ -71,6 +71,9 @@ def main() -> int:
         try:
             wait_for(lambda: product.has_printed("demo team: ") and product.predict("warm-up"), 300, "the start")
             return 0 if _storm(product, rounds) else 1
+        except (RuntimeError, TimeoutError) as error:
+            report("storm_failed", reason=str(error))
+            return 1
         finally:
             product.stop()
 
