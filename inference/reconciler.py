@@ -31,6 +31,7 @@ RETRY_S: Final = 1.0
 RELOAD_S: Final = 10.0  # pause before a deployment that could not be loaded is tried again
 HEARTBEAT_S: Final = 2.0
 ROLLUP_BATCH: Final = 2000
+NOTHING: Final = ServingManifest(0, "", ())
 
 UPSERT_REPLICA: Final = """
 INSERT INTO deployments_replica
@@ -140,6 +141,8 @@ class Reconciler(threading.Thread):
             ).fetchone()
             if row is not None and row[1] is not None:
                 self._try(row[0], row[1].encode(), row[2])
+            elif row is None and self._manifest is None and self._observed.state == "STARTING":
+                self._load_and_switch(NOTHING)  # a new installation: ready, with nothing to serve yet
             self._retry_failed()
             for _ in connection.notifies(timeout=self._poll_interval, stop_after=1):
                 pass

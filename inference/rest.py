@@ -41,7 +41,7 @@ STATUS: Final[dict[type[InferenceError], int]] = {
     Overloaded: 503,
 }
 PATH: Final = re.compile(
-    r"/v2/models/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:/versions/(?P<version>[0-9]{1,18}))?(?P<action>/infer|/ready)?"
+    r"/v2/models/(?P<name>[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})(?:/versions/(?P<version>[0-9]{1,18}))?(?P<action>/infer|/ready)?"
 )
 
 

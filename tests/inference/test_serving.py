@@ -89,9 +89,10 @@ def console(dsn: str, workbench: Workbench) -> Iterator[Console]:
 
 def test_it_follows_the_database_and_reports_what_it_serves(console: Console, workbench: Workbench) -> None:
     installation = console.installation
+    service = workbench.serve(installation, COUNTERSIGN_DATABASE_DSN=console.dsn)  # ready, with nothing to serve
+    assert service.infer("double", row(1, 2, 3)).status_code == 401
     installation.endpoint("double", models.scale(2))
     generation = console.publish()
-    service = workbench.serve(installation, COUNTERSIGN_DATABASE_DSN=console.dsn)
     report = console.wait_for_generation(generation)
     assert report["state"] == "READY"
     (loaded,) = report["loaded"]
