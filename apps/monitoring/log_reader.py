@@ -45,20 +45,22 @@ _CONDITIONS: Final = {
     "model_version": "model_version = ?",
     "before": "(received_at, request_id, row, model_version) < (make_timestamptz(?), ?, ?, ?)",
 }
-_FIND: Final = """
-SELECT epoch_us(received_at), request_id, row, model_version, filename, file_row_number
+_SOURCE: Final = """
 FROM read_parquet(?, union_by_name = true, filename = true, file_row_number = true, hive_partitioning = false)
-WHERE received_at IS NOT NULL AND request_id IS NOT NULL AND row IS NOT NULL AND model_version IS NOT NULL{conditions}
+"""
+_FIND: Final = f"""
+SELECT epoch_us(received_at), request_id, row, model_version, filename, file_row_number, artifact_digest
+{_SOURCE}
+WHERE received_at IS NOT NULL AND request_id IS NOT NULL AND row IS NOT NULL AND model_version IS NOT NULL{{conditions}}
 ORDER BY received_at DESC, request_id DESC, row DESC, model_version DESC
 LIMIT ?
 """
-_NAMES: Final = "SELECT * EXCLUDE (received_at) FROM read_parquet(?, hive_partitioning = false) LIMIT 0"
-_FETCH: Final = """
-SELECT file_row_number, epoch_us(received_at), COLUMNS(lambda name: list_contains(?, name))
-FROM read_parquet(?, file_row_number = true, hive_partitioning = false)
-WHERE file_row_number IN (SELECT unnest(?))
+_NAMES: Final = f"SELECT * EXCLUDE (received_at, filename, file_row_number) {_SOURCE} LIMIT 0"
+_FETCH: Final = f"""
+SELECT filename, file_row_number, epoch_us(received_at), COLUMNS(lambda name: list_contains(?, name))
+{_SOURCE}
+WHERE (filename, file_row_number) IN (SELECT unnest(?), unnest(?))
 """
-
 
 _KEY: Final = re.compile(r"([0-9]{1,16})~([0-9]{1,9})~([0-9]{1,9})~(.{0,256})")
 
@@ -128,12 +130,21 @@ class LogPage:
     unreadable: list[str] = field(default_factory=list)
 
 
+_Place = tuple[str, int]  # a file's absolute path, and the row's index in it
+
+
 class _Hit(NamedTuple):
     """A prediction found, and where it lies."""
 
     key: LogKey
     path: str
     file_row: int
+    artifact_digest: str
+
+    @property
+    def place(self) -> _Place:
+        """Where it lies."""
+        return self.path, self.file_row
 
 
 def read_log(
@@ -223,7 +234,7 @@ def _find(
         middle = len(paths) // 2
         halves = (paths[:middle], paths[middle:])
         return [hit for half in halves for hit in _find(half, wanted, before, limit, unreadable, segments)]
-    return [_Hit(LogKey(*key), path, place) for *key, path, place in rows]
+    return [_Hit(LogKey(*row[:4]), *row[4:]) for row in rows]
 
 
 def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any]]:
@@ -242,40 +253,55 @@ def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any
 def _fetch(
     hits: Iterable[_Hit], segments: dict[str, LogSegment], tensors: int | None, unreadable: list[str]
 ) -> list[Prediction]:
-    """The rows that were found, in their order. Read file by file, because columns differ between versions."""
+    """The rows that were found, in their order. Read artifact by artifact: within one, columns have the same types."""
     ordered = list(hits)
-    by_path: dict[str, list[int]] = {}
+    alike: dict[str, list[_Hit]] = {}
     for hit in ordered:
-        by_path.setdefault(hit.path, []).append(hit.file_row)
-    read: dict[tuple[str, int], Prediction] = {}
-    for path, places in by_path.items():
-        try:
-            for place, prediction in _fetch_file(segments[path], path, places, tensors):
-                read[path, place] = prediction
-        except duckdb.Error:
-            unreadable.append(segments[path].path)
-    return [read[hit.path, hit.file_row] for hit in ordered if (hit.path, hit.file_row) in read]
+        alike.setdefault(hit.artifact_digest, []).append(hit)
+    read: dict[_Place, Prediction] = {}
+    for group in alike.values():
+        read |= _fetch_alike(group, segments, tensors, unreadable)
+    return [read[hit.place] for hit in ordered if hit.place in read]
 
 
-def _fetch_file(
-    segment: LogSegment, path: str, places: list[int], tensors: int | None
-) -> Iterator[tuple[int, Prediction]]:
-    names = _names(path)
+def _fetch_alike(
+    hits: list[_Hit], segments: dict[str, LogSegment], tensors: int | None, unreadable: list[str]
+) -> dict[_Place, Prediction]:
+    """Rows of one artifact by place. A file that cannot be read is named and left out."""
+    paths = sorted({hit.path for hit in hits})
+    try:
+        return dict(_read(hits, paths, segments, tensors))
+    except duckdb.Error:
+        if len(paths) == 1:
+            unreadable.append(segments[paths[0]].path)
+            return {}
+        first = set(paths[: len(paths) // 2])
+        halves = ([hit for hit in hits if hit.path in first], [hit for hit in hits if hit.path not in first])
+        return {
+            place: row for half in halves for place, row in _fetch_alike(half, segments, tensors, unreadable).items()
+        }
+
+
+def _read(
+    hits: list[_Hit], paths: list[str], segments: dict[str, LogSegment], tensors: int | None
+) -> Iterator[tuple[_Place, Prediction]]:
+    names = _names(paths)
     inputs = [name for name in names if name.startswith("input.")][:tensors]
     outputs = [name for name in names if name.startswith("output.")][:tensors]
     described = [f"{part}.{name}" for name in (*inputs, *outputs) for part in ("shape", "digest")]
     wanted = {*RESERVED_LOG_COLUMNS, *inputs, *outputs, *described}
     chosen = [name for name in names if name in wanted]
-    for place, received, *values in _run(_FETCH, [chosen, path, places]):
+    rows = _run(_FETCH, [chosen, paths, [hit.path for hit in hits], [hit.file_row for hit in hits]])
+    for path, file_row, received, *values in rows:
         row = dict(zip(chosen, values, strict=True))
         prediction = Prediction(
-            segment=segment,
+            segment=segments[path],
             received_at=_EPOCH + timedelta(microseconds=received),
             columns={name: row[name] for name in RESERVED_LOG_COLUMNS if name in row},
             inputs=[_tensor(name, row) for name in inputs],
             outputs=[_tensor(name, row) for name in outputs],
         )
-        yield place, prediction
+        yield (path, file_row), prediction
 
 
 def _tensor(column: str, row: dict[str, Any]) -> Tensor:
@@ -283,10 +309,10 @@ def _tensor(column: str, row: dict[str, Any]) -> Tensor:
     return Tensor(name, row[column], row.get(f"shape.{column}"), row.get(f"digest.{column}"))
 
 
-def _names(path: str) -> list[str]:
-    """A file's columns without ``received_at``."""
+def _names(paths: list[str]) -> list[str]:
+    """The columns of all files together, without ``received_at``."""
     cursor = _database().cursor()
-    return [column[0] for column in cursor.execute(_NAMES, [path]).description]
+    return [column[0] for column in cursor.execute(_NAMES, [paths]).description]
 
 
 def _run(query: str, values: list[Any]) -> list[tuple[Any, ...]]:

@@ -107,7 +107,7 @@ class Log:
                 "endpoint": pa.array([endpoint.name] * len(rows)),
                 "model": pa.array(["risk"] * len(rows)),
                 "model_version": pa.array([version] * len(rows), pa.int32()),
-                "artifact_digest": pa.array(["ab" * 32] * len(rows)),
+                "artifact_digest": pa.array([f"{version:02x}" * 32] * len(rows)),
                 "role": pa.array(["champion"] * len(rows)),
                 "received_at": pa.array(received, pa.timestamp("us", "UTC")),
                 "queue_us": pa.array([10] * len(rows), pa.int64()),

@@ -43,7 +43,7 @@ def test_a_request_is_found_by_its_exact_id_with_everything_that_was_logged(endp
     assert found.columns["outcome"] == "failed"
     assert found.columns["error"] == "no"
     assert found.columns["token_id"] == 7
-    assert found.columns["artifact_digest"] == "ab" * 32
+    assert found.columns["artifact_digest"] == "01" * 32
     assert found.total_ms == 1.5
     assert [(tensor.name, tensor.values) for tensor in found.inputs] == [("age", 41.5)]
     assert [(tensor.name, tensor.json) for tensor in found.outputs] == [("score", [1.0, 2.0])]
@@ -143,6 +143,7 @@ def test_versions_whose_columns_differ_share_a_page(endpoint: Endpoint, log: Log
         version=2,
         **{
             "input.x": pa.array([None], pa.string()),
+            "input.y": pa.array([[3]]),
             "shape.input.x": pa.array([[3, 224]], pa.list_(pa.int64())),
             "digest.input.x": pa.array(["cd" * 32]),
         },
@@ -151,7 +152,7 @@ def test_versions_whose_columns_differ_share_a_page(endpoint: Endpoint, log: Log
     page = read_log(endpoint, EVERYTHING)
 
     assert [{tensor.name: tensor.json for tensor in row.inputs} for row in page.rows] == [
-        {"x": {"values": None, "shape": [3, 224], "digest": "cd" * 32}},
+        {"x": {"values": None, "shape": [3, 224], "digest": "cd" * 32}, "y": [3]},
         {"x": "text", "y": [1, 2]},
         {"x": 1.5},
     ]

@@ -215,7 +215,7 @@ class TestPredictionDetail:
             "&lt;b&gt;",
             "out of &lt;memory&gt;",
             "Mira Sato",
-            "sha256:abab…abab",
+            "sha256:0101…0101",
             "unchanged",
         ):
             assert shown in text
