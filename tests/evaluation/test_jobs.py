@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from django.core.files.storage import default_storage
+from django.core.files.storage import storages
 from skl2onnx import to_onnx
 from sklearn import metrics as sklearn_metrics
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -160,7 +160,7 @@ def test_a_dataset_that_does_not_fit_is_refused_before_anything_is_queued(cast: 
 
 def test_a_stored_file_that_was_changed_is_never_scored(cast: Cast) -> None:
     version = uploaded(cast, b"a,b,c,y\n1,2,3,12\n2,3,4,19\n")
-    path = Path(default_storage.path(version.path))
+    path = Path(storages["default"].path(version.path))
     path.write_bytes(path.read_bytes() + b"x")
     run = services.start_evaluation(
         cast.actor("analyst"), model_version=ready_version(cast), dataset_version=version, target="y"

@@ -123,7 +123,9 @@ def onnx_file(
     return path
 
 
-def scored(folder: Path, artifact: Path, task: str, table: dict[str, Any], **choice: Any) -> tuple[Report, int]:
+def scored(
+    folder: Path, artifact: Path, task: str, table: dict[str, Any], *, is_batchable: bool = True
+) -> tuple[Report, int]:
     """Score a table with the real runtime."""
     stored = folder / "stored.parquet"
     columns = pa.table(table)
@@ -131,8 +133,14 @@ def scored(folder: Path, artifact: Path, task: str, table: dict[str, Any], **cho
     words = {pa.int64(): "integer", pa.float64(): "float", pa.string(): "text", pa.bool_(): "boolean"}
     schema = [{"name": field.name, "type": words[field.type]} for field in columns.schema]
     read = read_signature(load_session(artifact))
-    made = plan(read, task=task, schema=schema, **choice)
-    return score(artifact=artifact, stored=stored, plan=made, row_count=columns.num_rows, progress=lambda _: None)
+    return score(
+        artifact=artifact,
+        stored=stored,
+        plan=plan(read, task=task, schema=schema),
+        row_count=columns.num_rows,
+        is_batchable=is_batchable,
+        progress=lambda _: None,
+    )
 
 
 def found(report: Report) -> dict[str, float | None]:
@@ -191,6 +199,19 @@ def test_a_model_that_mixes_rows_is_refused(tmp_path: Path) -> None:
     artifact = onnx_file(tmp_path, [node], [("x", FLOAT, ["n", 1])], [("m", FLOAT, ["k", 1])])
     with pytest.raises(DomainError, match="does not answer row by row"):
         scored(tmp_path, artifact, "REGRESSION", {"x": [0.0, 1.0], "y": [0.0, 1.0]})
+
+
+def test_rows_that_depend_on_each_other_are_scored_one_by_one_as_they_are_served(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["v"]),
+    ]
+    artifact = onnx_file(tmp_path, nodes, [("x", FLOAT, ["n", 1])], [("v", FLOAT, ["n", 1])])
+    table = {"x": [1.0, 2.0, 6.0], "y": [0.0, 0.0, 0.0]}
+    together, _ = scored(tmp_path, artifact, "REGRESSION", table)
+    alone, _ = scored(tmp_path, artifact, "REGRESSION", table, is_batchable=False)
+    assert found(together)["mae"] == 2.0
+    assert found(alone)["mae"] == 0.0
 
 
 def test_no_row_with_a_target(tmp_path: Path) -> None:
