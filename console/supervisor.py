@@ -103,11 +103,12 @@ class LogTail:
         return []
 
     def last_line(self) -> str:
-        """The last line that says something."""
+        """The line at the end that says most: an exception's first line, else the last one."""
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - 8192))
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            return lines[-1] if lines else "it printed nothing"
+            exceptions = [line for line in lines[-5:] if PROBLEM.search(line)]
+            return (exceptions or lines or ["it printed nothing"])[-1]
         return "it printed nothing"
 
     def _rotate(self) -> None:
