@@ -22,10 +22,9 @@ class RegisteredModelQuerySet(TeamScopedQuerySet):
     """Reads of models."""
 
     def with_latest_version(self) -> Self:
-        """With ``version_count`` and the latest version's ``latest_number``, ``latest_state`` and ``latest_at``."""
+        """With the latest version's ``latest_number``, ``latest_state`` and ``latest_at``; None without a version."""
         latest = ModelVersion.objects.filter(model=models.OuterRef("pk")).order_by("-number")
         return self.annotate(
-            version_count=models.Count("versions"),
             latest_number=models.Subquery(latest.values("number")[:1]),
             latest_state=models.Subquery(latest.values("state")[:1]),
             latest_at=models.Subquery(latest.values("uploaded_at")[:1]),

@@ -41,7 +41,7 @@ def model_list(request: HttpRequest) -> HttpResponse:
 @require("registry.upload")
 def model_create(request: HttpRequest) -> HttpResponse:
     """Register a model."""
-    form = ModelForm(request.POST or None)
+    form = ModelForm(request.POST) if request.method == "POST" else ModelForm()
     if request.method == "POST" and form.is_valid():
         try:
             model = services.register_model(request.actor, team=request.team, **form.cleaned_data)
@@ -69,7 +69,7 @@ def model_detail(request: HttpRequest, name: str) -> HttpResponse:
 def version_upload(request: HttpRequest, name: str) -> HttpResponse:
     """Upload a version; its validation starts at once."""
     model = get_object_or_404(RegisteredModel.objects.for_team(request.team), name=name)
-    form = VersionForm(request.POST or None, request.FILES or None)
+    form = VersionForm(request.POST, request.FILES) if request.method == "POST" else VersionForm()
     status = 200
     if request.method == "POST" and form.is_valid():
         try:
