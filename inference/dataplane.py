@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -313,9 +313,21 @@ def _detail(error: InferenceError) -> str:
     return error.detail if isinstance(error, ModelFailed) else str(error)
 
 
-def new_request_id() -> str:
-    """A UUIDv7: sorts by time, 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    noise = random.getrandbits(74)
-    text = f"{milliseconds << 80 | 7 << 76 | noise >> 62 << 64 | 2 << 62 | noise & 0x3FFF_FFFF_FFFF_FFFF:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+class RequestIds:
+    """Makes UUIDv7: a sorts-by-time prefix, then bits of this process's own, then a counter with a random start."""
+
+    def __init__(self) -> None:
+        self._process = f"-7{secrets.randbits(12):03x}-{0x8000 | secrets.randbits(14):04x}-"
+        self._counter = secrets.randbits(47)
+        self._milliseconds = 0
+        self._prefix = ""
+
+    def next(self) -> str:
+        """An id that sorts after those made before."""
+        milliseconds = time.time_ns() // 1_000_000
+        if milliseconds != self._milliseconds:
+            self._milliseconds = milliseconds
+            text = f"{milliseconds:012x}"
+            self._prefix = f"{text[:8]}-{text[8:]}{self._process}"
+        self._counter += 1
+        return f"{self._prefix}{self._counter:012x}"

@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
         elif b"transfer-encoding" not in headers and self._parser.get_method() in BODY_METHODS:
             self._stop(Refused(411, "content-length: a body needs a length or chunked transfer coding."))
         host = headers.get(b"host")
-        if self._parser.get_http_version() == "1.1" and (host is None or b"," in host):
+        if (host is None and self._parser.get_http_version() == "1.1") or (host is not None and b"," in host):
             self._stop(Refused(400, "host: exactly one is needed."))
         expect = headers.get(b"expect")
         if expect is not None:

@@ -87,11 +87,11 @@ class InferRequest:
 class _Input:
     """What decoding one input needs, worked out once."""
 
-    __slots__ = ("decoder", "dtype", "kind", "position", "row_shape", "row_size", "shape", "spec")
+    __slots__ = ("datatype", "decoder", "dtype", "kind", "position", "row_shape", "row_size", "shape")
 
     def __init__(self, position: int, spec: TensorSpec) -> None:
         self.position = position
-        self.spec = spec
+        self.datatype = spec.datatype
         self.dtype = V2_DATATYPES[spec.datatype]
         self.kind = self.dtype.kind
         self.decoder = _list_decoders[self.kind]
@@ -131,7 +131,9 @@ class ModelCodec:
         shapes: list[list[int]] = [[]] * count
         offset = 0
         for tensor in request.inputs:
-            known = self._known(tensor)
+            known = self._inputs.get(tensor.name)
+            if known is None or tensor.shape != known.row_shape or tensor.datatype != known.datatype:
+                known = self._checked(tensor)  # anything but one row of the usual shape
             if values[known.position] is not None:
                 raise RequestRejected("is given twice.", _field(tensor))
             size = tensor.parameters.binary_data_size if tensor.parameters else None
@@ -151,18 +153,16 @@ class ModelCodec:
             raise RequestRejected("is missing.", f'inputs["{missing}"]')
         return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request))
 
-    def _known(self, tensor: _Tensor) -> _Input:
+    def _checked(self, tensor: _Tensor) -> _Input:
         """The signature's input of that name, after checking datatype and shape against it."""
         known = self._inputs.get(tensor.name)
         if known is None:
             raise RequestRejected(f"unknown; the model takes {_names(self._inputs)}.", _field(tensor))
-        if tensor.datatype != known.spec.datatype:
+        if tensor.datatype != known.datatype:
             raise RequestRejected(
-                f"must be {known.spec.datatype}, not {tensor.datatype[:MAX_NAMED]}.", _field(tensor, ".datatype")
+                f"must be {known.datatype}, not {tensor.datatype[:MAX_NAMED]}.", _field(tensor, ".datatype")
             )
         shape, expected = tensor.shape, known.shape
-        if shape == known.row_shape:
-            return known
         # A rank of zero in the signature may also mean that the model does not tell its rank.
         fits = len(shape) <= MAX_RANK and all(size >= 0 for size in shape)
         if expected:
@@ -204,15 +204,17 @@ class ModelCodec:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def encode(
-        self, outputs: BatchOutputs, start: int, rows: int, request: InferRequest, request_id: str
+        self, outputs: BatchOutputs, start: int, request: InferRequest, request_id: bytes
     ) -> tuple[bytes, int | None]:
         """The answer to the request whose rows begin at ``start``: body, and the JSON's length if binary follows."""
-        head = self._head + request_id.encode()
+        rows = request.rows
         if request.outputs is None:
-            parts = [
+            if rows == 1:
+                return b"%b%b%b" % (self._head, request_id, outputs.single_rows(self._output_heads)[start]), None
+            texts = [
                 text_head + outputs.text(position, start, rows) for position, text_head in enumerate(self._output_heads)
             ]
-            return b'%b","outputs":[%b]}' % (head, b",".join(parts)), None
+            return b'%b%b","outputs":[%b]}' % (self._head, request_id, b",".join(texts)), None
         parts, buffers = [], []
         for position, is_binary in request.outputs:
             if is_binary:
@@ -223,7 +225,7 @@ class ModelCodec:
             else:
                 text = outputs.text(position, start, rows)
             parts.append(self._output_heads[position] + text)
-        text = b'%b","outputs":[%b]}' % (head, b",".join(parts))
+        text = b'%b%b","outputs":[%b]}' % (self._head, request_id, b",".join(parts))
         return b"".join((text, *buffers)), len(text) if buffers else None
 
 
@@ -233,13 +235,14 @@ class BatchOutputs:
     NaN and infinities, which JSON does not have, become ``null``.
     """
 
-    __slots__ = ("_dimensions", "_is_batch", "_rows", "arrays", "row_count")
+    __slots__ = ("_dimensions", "_is_batch", "_rows", "_singles", "arrays", "row_count")
 
     def __init__(self, arrays: Sequence[Array], row_count: int, *, is_batch: bool) -> None:
         self.arrays = arrays
         self.row_count = row_count
         self._is_batch = is_batch
         self._rows: list[list[bytes] | None] = [None] * len(arrays)
+        self._singles: list[bytes] | None = None
         self._dimensions: list[bytes] = [
             b"".join(b",%d" % size for size in array.shape[1:])
             if is_batch
@@ -256,11 +259,25 @@ class BatchOutputs:
         """The shape of one request's part, as JSON without brackets."""
         return b"%d%b" % (rows, self._dimensions[position]) if self._is_batch else self._dimensions[position]
 
-    def text(self, position: int, start: int, rows: int) -> bytes:
-        """The end of an output's JSON object, from inside the shape on."""
+    def single_rows(self, heads: list[bytes]) -> list[bytes]:
+        """For each row the end of a whole answer with that row alone, from after the request id on."""
+        if self._singles is None:
+            columns = []
+            for position, head in enumerate(heads):
+                before = b'%b%b],"data":[' % (head, self.dimensions(position, 1))
+                columns.append([b"%b%b]}" % (before, text) for text in self._texts(position)])
+            self._singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
+        return self._singles
+
+    def _texts(self, position: int) -> list[bytes]:
         texts = self._rows[position]
         if texts is None:
             texts = self._rows[position] = _row_texts(self.arrays[position], self.row_count, self._is_batch)
+        return texts
+
+    def text(self, position: int, start: int, rows: int) -> bytes:
+        """The end of an output's JSON object, from inside the shape on."""
+        texts = self._texts(position)
         data = texts[start] if rows == 1 else b",".join(texts[start : start + rows])
         return b'%b],"data":[%b]}' % (self.dimensions(position, rows), data)
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from inference.contracts import TensorSpec
-from inference.dataplane import Call, Dataplane, Endpoint, Served, new_request_id
+from inference.dataplane import Call, Dataplane, Endpoint, RequestIds, Served
 from inference.errors import (
     CallerGone,
     InferenceError,
@@ -80,10 +80,9 @@ class HttpCall(Call):
         return self.exchange.headers.get(header.lower().encode())
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
-        request = self.request
-        request_id = self.request_id
-        body, json_length = self.served.codec.encode(outputs, start, request.rows, request, request_id)
-        headers = b"x-request-id: %b\r\n" % request_id.encode()
+        encoded_id = self.request_id.encode()
+        body, json_length = self.served.codec.encode(outputs, start, self.request, encoded_id)
+        headers = b"x-request-id: %b\r\n" % encoded_id
         if json_length is None:
             self.exchange.send(200, body, headers=headers)
         else:
@@ -100,6 +99,7 @@ class RestApi:
     def __init__(self, dataplane: Dataplane, render_metrics: Callable[[], bytes]) -> None:
         self._dataplane = dataplane
         self._render_metrics = render_metrics
+        self._ids = RequestIds()
         self._paths: dict[bytes, Route | None] = {}
         self._fixed = {
             "/v2": Route(b"GET", self._server_metadata),
@@ -150,7 +150,7 @@ class RestApi:
     def _infer(self, exchange: Exchange, route: Route) -> None:
         headers = exchange.headers
         given = headers.get(b"x-request-id")
-        call = HttpCall(exchange, new_request_id())
+        call = HttpCall(exchange, self._ids.next())
         if given is not None:
             text = given.decode("latin-1")
             if len(text) > MAX_ID or not ID_PATTERN.fullmatch(text):

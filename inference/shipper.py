@@ -118,11 +118,20 @@ class Shipper:
                 remove_abandoned(directory, lock)
 
     def _ship_file(self, connection: psycopg.Connection, path: Path) -> None:
+        try:
+            self._ship_records(connection, path)
+        except (pa.ArrowException, ValueError, KeyError, TypeError):
+            # Kept for a person to look at, and out of the way of the files behind it.
+            logger.exception("%s cannot be turned into segments; it is kept as .unreadable.", path)
+            path.rename(path.with_suffix(".unreadable"))
+        else:
+            path.unlink()
+
+    def _ship_records(self, connection: psycopg.Connection, path: Path) -> None:
         for name, records in _group(path).items():
             known = connection.execute("SELECT 1 FROM monitoring_logsegment WHERE path = %s", (name,)).fetchone()
             if known is None:
                 _register(connection, write_segment(self._store, name, records))
-        path.unlink()
 
 
 def write_segment(store: Path, name: str, records: Sequence[StoredRecord]) -> Segment:
