@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from socket import socket
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import httptools
 import orjson
@@ -21,13 +20,14 @@ MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_PIPELINED: Final = 64
 MIN_BODY_RATE: Final = 64 * 1024  # bytes/s; a large body gets more time than a small one
 LINGER_S: Final = 2.0
+SCREENED_BYTES: Final = 64 * 1024  # larger bodies are read only from callers that the application knows
 BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 JSON_TYPE: Final = b"application/json"
 STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
 
 class Refused(Exception):
-    """Raised in a parser callback: the message is not acceptable and the connection will close."""
+    """The message is not acceptable and the connection will close. ``headers`` are complete lines."""
 
     def __init__(self, status: int, message: str, headers: bytes = b"") -> None:
         super().__init__(message)
@@ -82,14 +82,21 @@ class Exchange:
             self._connection.answer(self, status, body, content_type, headers)
 
 
-Handler = Callable[[Exchange], None]
+class Application(Protocol):
+    """What answers the requests."""
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer, now or later."""
+
+    def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
+        """Why a large body should not even be read, judged by the head alone."""
 
 
 class HttpServer:
     """All connections of one process: shared limits, one timer for their timeouts, and the drain."""
 
-    def __init__(self, handler: Handler, limits: HttpLimits) -> None:
-        self.handler = handler
+    def __init__(self, application: Application, limits: HttpLimits) -> None:
+        self.application = application
         self.limits = limits
         self.connections: set[Connection] = set()
         self.buffered = 0  # bytes of request bodies held in memory
@@ -158,6 +165,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._in_message = False
         self._head_done = False
+        self._is_screened = False
         self._path = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
@@ -256,6 +264,8 @@ class Connection(asyncio.Protocol):
         if (host is None and self._parser.get_http_version() == "1.1") or (host is not None and b"," in host):
             self._stop(Refused(400, "host: exactly one is needed."))
         expect = headers.get(b"expect")
+        if self._length > SCREENED_BYTES or expect is not None:
+            self._screen()
         if expect is not None:
             self._expect(expect)
 
@@ -269,6 +279,8 @@ class Connection(asyncio.Protocol):
         self._body += body
         self._buffered += len(body)
         server.buffered += len(body)
+        if self._length < 0 and len(self._body) > SCREENED_BYTES:
+            self._screen()
         if len(self._body) > server.limits.max_body:
             self._stop(self._body_too_large())
         if server.buffered > server.limits.max_buffered_bodies:
@@ -292,7 +304,7 @@ class Connection(asyncio.Protocol):
             return
         if len(self._pending) >= MAX_PIPELINED:
             self._pause_reading()
-        self._server.handler(exchange)
+        self._server.application.handle(exchange)
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
@@ -364,6 +376,13 @@ class Connection(asyncio.Protocol):
     def _body_too_large(self) -> Refused:
         return Refused(413, f"The body is larger than {self._server.limits.max_body} bytes.")
 
+    def _screen(self) -> None:
+        if not self._is_screened:
+            self._is_screened = True
+            refusal = self._server.application.screen(self._path, self._headers)
+            if refusal is not None:
+                self._stop(refusal)
+
     def _expect(self, expectation: bytes) -> None:
         if expectation.lower() != b"100-continue":
             self._stop(Refused(417, "expect: only 100-continue is understood."))
@@ -422,7 +441,7 @@ class Connection(asyncio.Protocol):
             exchange = self._waiting.popleft()
             if len(self._pending) - len(self._waiting) >= MAX_PIPELINED:
                 self._pause_reading()
-            self._server.handler(exchange)
+            self._server.application.handle(exchange)
         if self._is_reading:
             self._transport.resume_reading()
 

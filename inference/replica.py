@@ -43,7 +43,7 @@ class Replica:
         slow_runs = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="slow-run")
         self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs)
         rest = RestApi(self._dataplane, self._render_metrics)
-        self._server = HttpServer(rest.handle, HttpLimits.from_settings(settings))
+        self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._observed = Observed()
         self._reconciler = Reconciler(
             dsn=settings.database_dsn,

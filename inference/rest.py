@@ -23,7 +23,7 @@ from inference.errors import (
     RequestTooLarge,
     Unauthenticated,
 )
-from inference.http import JSON_TYPE, Exchange
+from inference.http import JSON_TYPE, Exchange, Refused
 from inference.protocol import ID_PATTERN, MAX_ID, BatchOutputs, InferRequest, ModelCodec
 
 VERSION: Final = "0.1.0"
@@ -122,6 +122,21 @@ class RestApi:
             allow = b"allow: GET, HEAD\r\n" if route.method == b"GET" else b"allow: POST\r\n"
             _send(exchange, 405, {"error": f"Use {route.method.decode()} here."}, allow)
 
+    def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
+        """Refuse to read a large body from a caller who may not send it."""
+        try:
+            route = self._paths[path]
+        except KeyError:
+            route = self._resolve(path)
+        if route is None or not route.name:
+            return None
+        try:
+            self._dataplane.authorize(route.name, headers.get(b"authorization"))
+        except InferenceError as error:
+            status, lines = _status(error)
+            return Refused(status, str(error), lines)
+        return None
+
     def _resolve(self, raw: bytes) -> Route | None:
         route = self._match(raw)
         if len(self._paths) >= MAX_CACHED_PATHS:
@@ -211,12 +226,18 @@ class RestApi:
 
 def send_error(exchange: Exchange, error: InferenceError, headers: bytes = b"") -> None:
     """Answer with ``{"error": ...}`` and the status that fits."""
+    status, lines = _status(error)
+    _send(exchange, status, {"error": str(error)}, headers + lines)
+
+
+def _status(error: InferenceError) -> tuple[int, bytes]:
+    """The status of a domain error, and the header lines that go with it."""
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
     if isinstance(error, Overloaded):
-        headers += b"retry-after: %d\r\n" % error.retry_after
-    elif isinstance(error, Unauthenticated):
-        headers += b"www-authenticate: Bearer\r\n"
-    _send(exchange, status, {"error": str(error)}, headers)
+        return status, b"retry-after: %d\r\n" % error.retry_after
+    if isinstance(error, Unauthenticated):
+        return status, b"www-authenticate: Bearer\r\n"
+    return status, b""
 
 
 def _send(exchange: Exchange, status: int, document: dict[str, Any], headers: bytes = b"") -> None:

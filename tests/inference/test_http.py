@@ -143,6 +143,15 @@ def test_unacceptable_messages_are_refused_and_the_connection_closed(
     assert b'{"error":' in received
 
 
+@pytest.mark.parametrize("authorization", [b"", b"Authorization: Bearer nobody\r\n"])
+def test_a_large_body_of_a_stranger_is_not_read(service: Service, authorization: bytes) -> None:
+    chunk = b"Transfer-Encoding: chunked\r\n\r\n20000\r\n" + b" " * 0x11000
+    for framing in (b"Content-Length: 1000000\r\n\r\n", chunk):
+        received = converse(service, LINE + b"Host: a\r\n" + authorization + framing)
+        assert received.startswith(b"HTTP/1.1 401 ")
+        assert b"www-authenticate: Bearer\r\n" in received
+
+
 def test_a_chunked_body_over_the_limit_in_tiny_chunks(service: Service) -> None:
     head = b"POST /v2/models/double/infer HTTP/1.1\r\nHost: test\r\n%bTransfer-Encoding: chunked\r\n\r\n"
     with service.connect() as connection:
