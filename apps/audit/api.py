@@ -14,13 +14,13 @@ from apps.core.errors import DomainError
 
 
 class AuditEventSerializer(serializers.ModelSerializer[AuditEvent]):
-    """An event with everything that its leaf hash covers."""
+    """An event: ``body`` is the very text that its leaf hash covers, ``event`` the same, read."""
 
-    body = serializers.JSONField(binary=True)
+    event = serializers.JSONField(source="document", read_only=True)
 
     class Meta:
         model = AuditEvent
-        fields = ("seq", "at", "previous_hash", "leaf_hash", "body")
+        fields = ("seq", "at", "previous_hash", "leaf_hash", "body", "event")
 
 
 class AuditEventViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):

@@ -154,5 +154,5 @@ def test_the_api_reads_the_same_events(cast: Cast) -> None:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
     answer = api.get("/api/v1/audit-events/?action=member.")
     assert answer.status_code == 200
-    assert {row["body"]["action"] for row in answer.json()["results"]} == {"member.added"}
+    assert {row["event"]["action"] for row in answer.json()["results"]} == {"member.added"}
     assert api.get("/api/v1/audit-events/?since=nonsense").status_code == 422

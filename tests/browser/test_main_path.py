@@ -127,14 +127,10 @@ def push(person: Person, tmp_path: Path, content: bytes, notes: str, number: int
 
 def evaluate(person: Person, number: int) -> None:
     person.go(f"/models/{NAME}/versions/{number}/evaluation/")
-    person.page.get_by_label("Dataset").select_option(index=1)
-    target = person.page.get_by_label("Target")
-    if target.evaluate("element => element.tagName") == "SELECT":
-        target.select_option("diagnosis")
-    else:
-        target.fill("diagnosis")
+    expect(person.page.get_by_label("Dataset version")).to_contain_text(DATASET)
+    person.page.get_by_label("Target column").select_option("diagnosis")
     person.page.get_by_role("button", name=re.compile("Evaluate|Start|Run")).first.click()
-    expect(person.page.get_by_text("ROC AUC").first).to_be_visible(timeout=40_000)
+    expect(person.page.get_by_role("rowheader", name="ROC AUC").first).to_be_visible(timeout=60_000)
 
 
 def test_a_data_scientist_pushes_and_evaluates(cast: Cast, demo: DemoModel, tmp_path: Path) -> None:
