@@ -114,9 +114,9 @@ def _errors(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any])
     if not known:
         summary = "No requests in this window."
     elif max(known) == 0:
-        summary = "Every request in this window was answered."
+        summary = "None was refused, none failed."
     else:
-        summary = f"At most {max(known):.1f}% of a step’s requests were refused or failed."
+        summary = f"At most {max(known):.1f}% refused or failed."
     return _figure(traces, layout, "% of requests", summary, columns, values, grid)
 
 
@@ -129,8 +129,7 @@ def _trace(
 ) -> dict[str, Any]:
     return {
         "type": "scatter",
-        # A lone sample between gaps has no line to be on.
-        "mode": "lines+markers",
+        "mode": "lines+markers" if _has_lone_value(values) else "lines",
         "name": name,
         "x": [_stamp(at) for at in grid],
         "y": [None if value is None else round(value, 4) for value in values],
@@ -164,7 +163,14 @@ def _layout(deployments: Sequence[Deployment], grid: Sequence[datetime]) -> dict
     markers = [row for row in deployments if grid and grid[0] <= row.activated_at <= grid[-1]]
     return {
         "height": 220,
-        "xaxis": {"type": "date", "range": [_stamp(grid[0]), _stamp(grid[-1])] if grid else None},
+        "xaxis": {
+            "type": "date",
+            "range": [_stamp(grid[0]), _stamp(grid[-1])] if grid else None,
+            "tickformat": "%H:%M",
+            "hoverformat": "%Y-%m-%d %H:%M:%S UTC",
+            "nticks": 6,
+            "tickangle": 0,
+        },
         "shapes": [
             {
                 "type": "line",
@@ -190,6 +196,13 @@ def _layout(deployments: Sequence[Deployment], grid: Sequence[datetime]) -> dict
             for row in markers
         ],
     }
+
+
+def _has_lone_value(values: Sequence[float | None]) -> bool:
+    """Whether a value stands between gaps, where no line would show it."""
+    padded = [None, *values, None]
+    triples = zip(padded, padded[1:], padded[2:], strict=False)
+    return any(value is not None and before is None and after is None for before, value, after in triples)
 
 
 def _is_champion(deployment: Deployment) -> bool:
