@@ -25,8 +25,8 @@ _PROJECT: Final = Path(__file__).resolve().parent.parent
 class SandboxLimits:
     """What a validation may use. ``memory_bytes`` comes on top of four times the artifact's size."""
 
-    cpu_s: int = 60
-    wall_s: float = 120.0
+    cpu_s: int = 30
+    wall_s: float = 90.0
     memory_bytes: int = 4 * 2**30
     max_nodes: int = 200_000
     max_depth: int = 16

@@ -133,6 +133,22 @@ def test_a_model_that_fails_on_made_up_inputs_is_accepted_with_a_warning(tmp_pat
     assert "made-up inputs" in report["warnings"][0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a death signal of the kernel")
+def test_the_child_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """A job that is killed in the middle of a validation leaves no process behind."""
+    path = _write(tmp_path, hostile.endless_loop())
+    script = f"from pathlib import Path; from inference.sandbox import *; validate_artifact(Path({str(path)!r}))"
+    parent = psutil.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 30
+    while not (children := parent.children()) or children[0].cpu_times().user < 1.5:  # it is in the loop by then
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
 def _confined(code: str) -> Any:
     """What ``code`` assigns to ``seen`` after confinement."""
     script = f"""
