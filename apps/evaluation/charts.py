@@ -50,6 +50,49 @@ def metric_intervals(metrics: Iterable[MetricValue]) -> Chart | None:
     }
 
 
+def metric_by_version(newest: EvaluationRun, beside: Iterable[EvaluationRun]) -> Chart | None:
+    """The key metric of ``newest`` for each version of its model that was evaluated on the same rows.
+
+    ``beside`` holds runs newest first; the newest one of each version counts. None if there is only one version.
+    """
+    name = newest.key_metric.name if newest.key_metric else ""
+    found: dict[int, MetricValue] = {}
+    for run in beside:
+        metric = next((one for one in run.metrics.all() if one.name == name and one.value is not None), None)
+        if metric is not None:
+            found.setdefault(run.model_version.number, metric)
+    if len(found) < 2 or newest.model_version.number not in found:
+        return None
+    numbers = sorted(found)
+    own = numbers.index(newest.model_version.number)
+    trace = _interval_trace([found[number] for number in numbers], "")
+    trace["y"] = [f"v{number}" for number in numbers]
+    trace["marker"] = {"size": 9, "color": ["c1" if place == own else "muted" for place in range(len(numbers))]}
+    trace["error_x"]["color"] = "muted"
+    label = found[numbers[own]].label
+    return {
+        "data": [trace],
+        "layout": {
+            "height": 90 + 30 * len(numbers),
+            "hovermode": "closest",
+            "xaxis": {"title": {"text": label}},
+            "yaxis": {"type": "category", "showgrid": False},
+        },
+        "summary": f"{label} of {len(numbers)} versions on {newest.dataset_version}, each with its 95% interval: "
+        + "; ".join(f"v{number} {found[number].value:,.4g}" for number in numbers)
+        + ".",
+        "table": {
+            "columns": ["Version", label, "95% from", "95% to"],
+            "rows": [[f"v{n}", found[n].value, found[n].ci_low, found[n].ci_high] for n in numbers],
+        },
+    }
+
+
+def is_score(name: str) -> bool:
+    """Whether more is better, 1 being perfect; the other metrics are errors, 0 being perfect."""
+    return name in _SHARES
+
+
 def run_charts(run: EvaluationRun) -> list[tuple[str, str, Chart]]:
     """(id, title, chart) for everything that a finished run has curves for."""
     found = []

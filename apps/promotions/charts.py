@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from apps.evaluation.charts import is_score
+
 
 def metric_comparison(differences: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Candidate and champion, a dot with its confidence interval for each metric between 0 and 1; None without one."""
-    rows = [row for row in differences if row["candidate"]["value"] is not None and 0 <= row["candidate"]["value"] <= 1]
+    """Candidate and champion, a dot with its confidence interval for each score; None without one.
+
+    Errors have scales of their own and stay in the table beside it.
+    """
+    rows = [row for row in differences if row["candidate"]["value"] is not None and is_score(row["metric"])]
     if not rows:
         return None
     traces = [_dots(rows, "candidate", "Candidate", "c2")]
@@ -15,12 +20,17 @@ def metric_comparison(differences: list[dict[str, Any]]) -> dict[str, Any] | Non
         traces.append(_dots([row for row in rows if row["champion"]], "champion", "Champion", "c1"))
     return {
         "data": traces,
-        "layout": {"height": 90 + 46 * len(rows), "margin": {"l": 130}, "yaxis": {"autorange": "reversed"}},
+        "layout": {
+            "height": 110 + 46 * len(rows),
+            "hovermode": "closest",
+            "xaxis": {"title": {"text": "1 is perfect"}},
+            "yaxis": {"autorange": "reversed", "showgrid": False},
+        },
         "summary": _summary(rows),
         "table": {
             "columns": ["Metric", "Dataset", "Candidate", "Champion"],
             "rows": [
-                [row["metric"], row["dataset"], _interval(row["candidate"]), _interval(row["champion"])] for row in rows
+                [row["label"], row["dataset"], _interval(row["candidate"]), _interval(row["champion"])] for row in rows
             ],
         },
     }
@@ -33,7 +43,7 @@ def _dots(rows: list[dict[str, Any]], side: str, name: str, colour: str) -> dict
         "mode": "markers",
         "name": name,
         "x": [value["value"] for value in values],
-        "y": [row["metric"] for row in rows],
+        "y": [row["label"] for row in rows],
         "marker": {"color": colour, "size": 9, "symbol": "circle" if side == "champion" else "diamond"},
         "error_x": {
             "type": "data",
@@ -64,4 +74,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         return (
             "The candidate's metrics with 95% confidence intervals; nothing serves yet that it could be compared with."
         )
-    return "Against the champion: " + "; ".join(f"{row['metric']} {row['change']:+.4f}" for row in compared) + "."
+    return (
+        "Against the champion: "
+        + "; ".join(f"{row['label']} {row['change']:+.4f} ({row['verdict']})" for row in compared)
+        + "."
+    )

@@ -7,8 +7,9 @@ from typing import Any
 
 from apps.audit.chain import canonical_json
 from apps.deployments.models import Deployment, Endpoint
+from apps.evaluation.charts import is_score
 from apps.evaluation.evidence import evaluation_evidence
-from apps.evaluation.models import EvaluationRun
+from apps.evaluation.models import METRIC_LABELS, EvaluationRun
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
@@ -51,8 +52,8 @@ def digest_of(evidence: dict[str, Any]) -> str:
 def metric_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
     """Candidate beside champion for each metric that both have on the same dataset, target and features.
 
-    Rows: ``metric, dataset, candidate, champion`` (each with value, ci_low, ci_high) and ``change``. Metrics of the
-    candidate without a counterpart come with ``champion`` None.
+    Rows: ``metric, label, dataset, candidate, champion`` (each with value, ci_low, ci_high), ``change`` and
+    ``verdict`` (better, worse, same). Metrics of the candidate without a counterpart come with ``champion`` None.
     """
     champion = evidence.get("champion") or {"evaluations": []}
     theirs = _metrics_by_place(champion["evaluations"])
@@ -64,13 +65,21 @@ def metric_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "metric": place[-1],
+                "label": METRIC_LABELS.get(place[-1], place[-1]),
                 "dataset": metric["dataset"],
                 "candidate": metric,
                 "champion": other,
                 "change": change,
+                "verdict": _verdict(place[-1], change),
             }
         )
     return rows
+
+
+def _verdict(metric: str, change: float | None) -> str:
+    if not change:
+        return "" if change is None else "same"
+    return "better" if (change > 0) == is_score(metric) else "worse"
 
 
 def _metrics_by_place(evaluations: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:

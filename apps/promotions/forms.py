@@ -31,7 +31,7 @@ class ReviewForm(forms.Form):
     """A signed decision."""
 
     decision = forms.ChoiceField(choices=Decision.choices, widget=forms.RadioSelect)
-    meaning = forms.ChoiceField(choices=Meaning.choices, label="Meaning of your signature")
+    meaning = forms.ChoiceField(choices=Meaning.choices, label="Meaning of your signature", widget=forms.RadioSelect)
     comment = forms.CharField(
         max_length=4_000, widget=forms.Textarea({"rows": 3}), help_text="Required. It becomes part of the record."
     )
