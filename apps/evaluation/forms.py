@@ -57,17 +57,18 @@ class EvaluationForm(forms.Form):
         *,
         choices: Sequence[DatasetVersion],
         chosen: DatasetVersion | None,
+        target: str = "",
         url: str,
     ) -> None:
         super().__init__(data)
-        versions, target = self.fields["dataset_version"], self.fields["target"]
+        versions, targets = self.fields["dataset_version"], self.fields["target"]
         versions.choices = [(one.pk, f"{one} ({one.row_count or 0:,} rows)") for one in choices]
         versions.widget.attrs["hx-get"] = url
         names = [column["name"] for column in chosen.schema] if chosen else []
-        target.choices = [(name, name) for name in names]
+        targets.choices = [(name, name) for name in names]
         if chosen:
             self.initial.setdefault("dataset_version", chosen.pk)
-            self.initial.setdefault("target", names[-1] if names else "")
+            self.initial.setdefault("target", target or next(reversed(names), ""))
 
     def clean_features(self) -> list[str]:
         """The columns, one per line."""

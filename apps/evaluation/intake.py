@@ -128,9 +128,12 @@ def _csv_source(
         connection.execute(f"COPY (SELECT * FROM {reader}) TO {_text(raw)} (FORMAT parquet, COMPRESSION snappy)")
     except duckdb.Error as error:
         raise DomainError(_csv_complaint(error), field="file") from error
-    progress(0.35, "Finding the columns' types")
     source = f"read_parquet({_text(raw)})"
-    return source, [{"name": name, "type": _type_of_text(connection, source, name)} for name in names]
+    columns = []
+    for done, name in enumerate(names):
+        progress(0.3 + 0.2 * done / len(names), f"Finding the type of column {done + 1} of {len(names)}")
+        columns.append({"name": name, "type": _type_of_text(connection, source, name)})
+    return source, columns
 
 
 def _read_header(upload: Path) -> tuple[list[str], str]:

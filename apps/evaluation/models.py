@@ -132,6 +132,15 @@ class EvaluationRunQuerySet(TeamScopedQuerySet):
             .prefetch_related("metrics")
         )
 
+    def comparable_to(self, run: EvaluationRun) -> Self:
+        """Finished runs of the same model, any version, on the same rows with the same target."""
+        return self.filter(
+            finished_at__isnull=False,
+            model_version__model=run.model_version.model,
+            dataset_version=run.dataset_version,
+            target=run.target,
+        )
+
     def with_facts(self) -> Self:
         """Everything that a run's own page shows, in two queries."""
         related = ("model_version__model", "model_version__artifact", "dataset_version__dataset", "requested_by", "job")

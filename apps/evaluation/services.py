@@ -33,7 +33,9 @@ def create_dataset(actor: Actor, *, team: Any, name: str, description: str = "")
         raise Conflict(f"A team has at most {MAX_DATASETS_PER_TEAM:,} datasets.")
     try:
         with transaction.atomic():
-            dataset = Dataset.objects.create(team=team, name=name, description=description, created_by_id=actor.person_id)
+            dataset = Dataset.objects.create(
+                team=team, name=name, description=description, created_by_id=actor.person_id
+            )
     except IntegrityError as error:
         message = f"Your team has a dataset “{name}” already. Upload a version to it instead."
         raise Conflict(message, field="name") from error
@@ -182,6 +184,15 @@ def plan_of(
         target=target,
         features=features,
     )
+
+
+def fits(*, model_version: ModelVersion, dataset_version: DatasetVersion, target: str) -> bool:
+    """Whether all columns beside the target fit the model as they stand."""
+    try:
+        plan_of(model_version=model_version, dataset_version=dataset_version, target=target, features=None)
+    except DomainError:
+        return False
+    return True
 
 
 @transaction.atomic

@@ -22,6 +22,7 @@ from apps.evaluation.models import Dataset, DatasetVersion, EvaluationRun
 from apps.registry.models import ModelVersion
 
 MAX_CHOICES = 200
+MAX_SUGGESTIONS = 10
 COLUMNS_PER_PAGE = 100
 
 
@@ -139,17 +140,36 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _tab_context(request: HttpRequest, version: ModelVersion, form: EvaluationForm) -> dict[str, Any]:
-    runs = EvaluationRun.objects.for_team(request.team).filter(model_version=version).with_names()
-    return {"model_version": version, "page": KeysetPage.of(runs, request.GET), "form": form}
+    runs = EvaluationRun.objects.for_team(request.team)
+    page = KeysetPage.of(runs.filter(model_version=version).with_names(), request.GET)
+    newest = next((run for run in page.rows if run.finished_at), None)
+    beside = list(runs.comparable_to(newest).with_names()[:MAX_CHOICES]) if newest else []
+    chart = charts.metric_by_version(newest, beside) if newest else None
+    return {"model_version": version, "page": page, "form": form, "newest": newest, "comparison": chart}
 
 
 def _evaluation_form(request: HttpRequest, version: ModelVersion, data: Any) -> EvaluationForm:
-    """The form with the columns of the dataset version that was chosen, or else of the newest one."""
-    choices = list(_ready(request).order_by("-pk")[:MAX_CHOICES])
+    """The form with the columns of the dataset version that was chosen, or else of the one that suggests itself."""
+    choices = list(_ready(request).defer("profile", "schema").order_by("-pk")[:MAX_CHOICES])
     wanted = (data or request.GET).get("dataset_version", "")
-    chosen = next((one for one in choices if str(one.pk) == wanted), choices[0] if choices else None)
+    chosen, target = next((one for one in choices if str(one.pk) == wanted), None), ""
+    if chosen is None and version.is_ready:
+        chosen, target = _suggested(request, version)
     url = reverse("evaluation:version-evaluation", args=[version.model.name, version.number])
-    return EvaluationForm(data, choices=choices, chosen=chosen, url=url)
+    return EvaluationForm(data, choices=choices, chosen=chosen or next(iter(choices), None), target=target, url=url)
+
+
+def _suggested(request: HttpRequest, version: ModelVersion) -> tuple[DatasetVersion | None, str]:
+    """What the model was evaluated on last; else the newest dataset that fits it with the last column as the target."""
+    runs = EvaluationRun.objects.for_team(request.team).filter(model_version__model=version.model)
+    last = runs.select_related("dataset_version__dataset").defer("result", "dataset_version__profile").first()
+    if last is not None:
+        return last.dataset_version, last.target
+    for one in _ready(request).order_by("-pk")[:MAX_SUGGESTIONS]:
+        target = one.schema[-1]["name"]
+        if services.fits(model_version=version, dataset_version=one, target=target):
+            return one, target
+    return None, ""
 
 
 def _ready(request: HttpRequest) -> Any:

@@ -219,6 +219,32 @@ def test_what_does_not_fit_is_said_in_the_form(cast: Cast, cancer: Any) -> None:
     assert answer.status_code == 422
 
 
+def test_the_form_suggests_what_fits_and_versions_stand_beside_each_other(cast: Cast, cancer: Any) -> None:
+    """A newer dataset that does not fit is not suggested; a second version is compared on the same rows."""
+    onnx, csv, labels, _ = cancer
+    fitting = ready_dataset(cast, csv)
+    other = ready_dataset(cast, b"a,b\n1,2\n3,4\n", "newer")
+    first = ready_classifier(cast, onnx)
+    tab = reverse("evaluation:version-evaluation", args=["classifier", 1])
+    browser = cast.browser("analyst")
+    page = browser.get(tab).content.decode()
+    assert f'<option value="{fitting.pk}" selected>' in page
+    assert '<option value="label" selected>' in page
+    fragment = browser.get(tab, {"dataset_version": other.pk}, headers={"HX-Request": "true"}).content.decode()
+    assert '<option value="b" selected>' in fragment
+    assert "<html" not in fragment
+
+    rows = load_breast_cancer().data[1::2].astype(np.float32)
+    refitted = LogisticRegression(max_iter=5_000).fit(rows, labels)
+    second_onnx = to_onnx(refitted, rows[:1], options={"zipmap": False}).SerializeToString()
+    second = builders.ready_version(cast, first.model, second_onnx)
+    actor = cast.actor("analyst")
+    for version in (first, second):
+        run = services.start_evaluation(actor, model_version=version, dataset_version=fitting, target="label")
+        assert run_inline(run.job).state == "SUCCEEDED"
+        assert ("Versions on the same rows" in browser.get(tab).content.decode()) == (version == second)
+
+
 def test_lists_take_a_fixed_number_of_queries(cast: Cast, cancer: Any) -> None:
     """As many for three rows as for one."""
     onnx, csv, _, _ = cancer
@@ -243,7 +269,7 @@ def test_lists_take_a_fixed_number_of_queries(cast: Cast, cancer: Any) -> None:
 
     services.start_evaluation(actor, model_version=model_version, dataset_version=version, target="label")
     few = counts()
-    assert few == [6, 9, 3, 4, 4]
+    assert few == [6, 10, 3, 4, 4]
     for number in range(2):
         services.start_evaluation(actor, model_version=model_version, dataset_version=version, target="label")
         services.create_dataset(actor, team=cast.team, name=f"more-{number}")
