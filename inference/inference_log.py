@@ -310,9 +310,10 @@ def _lock_path(directory: Path) -> Path:
 
 def _sync(descriptors: list[int], directory: Path) -> None:
     """Sync the data of files, close them, and sync the folder that names them."""
+    sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
     try:
         for descriptor in descriptors:
-            os.fdatasync(descriptor)
+            sync_data(descriptor)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -28,7 +28,7 @@ logger = logging.getLogger("inference.reconciler")
 
 CONNECT_TIMEOUT_S: Final = 5
 RETRY_S: Final = 1.0
-RELOAD_S: Final = 10.0  # pause before a deployment that could not be loaded is tried again
+RELOAD_S: Final = 5.0  # pause before a deployment that could not be loaded is tried again
 HEARTBEAT_S: Final = 2.0
 ROLLUP_BATCH: Final = 2000
 NOTHING: Final = ServingManifest(0, "", ())

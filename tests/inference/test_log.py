@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -113,6 +114,22 @@ def test_a_full_spool_refuses_and_a_shipped_one_takes_again(tmp_path: Path) -> N
         path.unlink()
     spool.measure_backlog()
     spool.append(_context(), _record([4]))
+
+
+def test_a_disk_that_fills_up_leaves_no_half_block(spool: Spool) -> None:
+    spool.append(_context(), _record([1]))
+    (path,) = spool.directory.iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, hard))
+    try:
+        with pytest.raises(Overloaded):
+            spool.append(_context(), _record([1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    spool.append(_context(), _record([1]))
+    spool.seal()
+    (path,) = spool.directory.iterdir()
+    assert len(list(read_spool(path))) == 2
 
 
 def test_segments_have_the_promised_columns(spool: Spool, tmp_path: Path) -> None:
