@@ -25,6 +25,7 @@ from apps.monitoring.traffic import endpoint_totals
 _OVERVIEW_SPAN: Final = timedelta(hours=1)
 _MAX_ENDPOINTS: Final = 50
 _MAX_ROWS_OF_REQUEST: Final = 100
+_MAX_SEGMENTS: Final = 5  # a file is hashed as a whole
 _MAX_ATTEMPTS: Final = 20
 _RETRY_SPAN: Final = timedelta(minutes=15)
 
@@ -86,8 +87,8 @@ def prediction_detail(request: HttpRequest, name: str, request_id: str) -> HttpR
     context = {"endpoint": endpoint, "request_id": request_id, "log": log}
     if not log.rows:
         return _missing(request, context, attempt)
-    segments = {row.segment.pk: row.segment for row in log.rows}
-    context["segments"] = [(segment, is_intact(segment)) for segment in segments.values()]
+    segments = list({row.segment.pk: row.segment for row in log.rows}.values())[:_MAX_SEGMENTS]
+    context["segments"] = [(segment, is_intact(segment)) for segment in segments]
     callers = _callers(request, log)
     context["rows"] = [(row, callers.get(row.columns["token_id"], "")) for row in log.rows]
     return render(request, "monitoring/prediction_detail.html", context, fragment="monitoring/_prediction.html")
