@@ -55,6 +55,12 @@ def predict(endpoint: Endpoint, body: dict[str, Any], *, request_id: str) -> Ans
     return Answer(response.status_code, text[:_ANSWER_CAP], answered_id, elapsed_ms)
 
 
+def write_request(request: dict[str, Any]) -> str:
+    """The request as JSON that a person can edit: one line for each tensor."""
+    inputs = ",\n".join(f"  {json.dumps(tensor)}" for tensor in request["inputs"])
+    return f'{{"inputs": [\n{inputs}\n]}}'
+
+
 def example_request(signature: dict[str, Any]) -> dict[str, Any]:
     """A request that fits a signature: zeros (or empty strings), one row, free dimensions 1."""
     inputs = []

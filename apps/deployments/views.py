@@ -82,7 +82,7 @@ def endpoint_try(request: HttpRequest, name: str) -> HttpResponse:
     """Send one request and see the answer."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
     champion = services.current_champion(endpoint)
-    example = json.dumps(client.example_request(champion.model_version.signature), indent=1) if champion else "{}"
+    example = client.write_request(client.example_request(champion.model_version.signature)) if champion else "{}"
     form = TryForm(request.POST or None, initial={"body": example})
     answer = None
     if request.method == "POST" and form.is_valid():
