@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
 from django.urls import reverse
@@ -97,7 +97,7 @@ class ModelVersion(models.Model):
     number = models.PositiveIntegerField()
     artifact = models.ForeignKey(Artifact, on_delete=models.PROTECT, related_name="versions")
     state = models.CharField(max_length=10, choices=ModelVersionState.choices, default=ModelVersionState.VALIDATING)
-    signature = models.JSONField(null=True)
+    signature: models.JSONField[Any, Any] = models.JSONField(null=True)  # {"inputs": [...], "outputs": [...]}
     opset = models.PositiveSmallIntegerField(null=True)
     producer = models.CharField(max_length=120, blank=True)
     node_count = models.PositiveIntegerField(null=True)

@@ -144,9 +144,8 @@ def set_alias(actor: Actor, *, model_version: ModelVersion, name: str) -> Alias:
 def archive_version(actor: Actor, *, model_version: ModelVersion) -> ModelVersion:
     """Take a version out of use: no alias, no new evaluation, no new promotion. What it serves, it goes on serving."""
     actor.require("registry.upload")
-    version = (
-        ModelVersion.objects.select_for_update(of=("self",)).select_related("model__team").get(pk=model_version.pk)
-    )
+    locked = ModelVersion.objects.select_for_update(of=("self",)).select_related("model__team")
+    version: ModelVersion = locked.get(pk=model_version.pk)
     if version.state != ModelVersionState.READY:
         raise Conflict(
             f"Only a version that is ready can be archived; {version} is {version.get_state_display().lower()}."
