@@ -18,6 +18,7 @@ import duckdb
 from apps.core.errors import DomainError
 
 MAX_COLUMNS: Final = 2_000
+MAX_VALUES: Final = 2_000_000_000
 MAX_NAME_CHARACTERS: Final = 200
 MAX_HEADER_BYTES: Final = 1 << 20
 TOP_VALUES: Final = 10
@@ -36,9 +37,13 @@ _STORED_AS: Final = {
     "timestamp": "TIMESTAMP",
 }
 """A column's type -> the DuckDB type that it is stored as."""
+_MISSING: Final = ("NA", "N/A", "n/a", "NULL", "null", "None")
+"""Words that stand for a missing value in a CSV's column of numbers, dates or booleans; elsewhere they are text."""
 _INTEGERS: Final = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
 _FLOATS: Final = frozenset({"FLOAT", "DOUBLE", "UBIGINT", "HUGEINT", "UHUGEINT"})
-_TIMESTAMPS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
+_TIMESTAMPS: Final = frozenset(
+    {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"}
+)
 
 Progress = Callable[[float, str], None]
 Column = dict[str, str]  # {"name", "type"}
@@ -72,7 +77,7 @@ def convert(upload: Path, folder: Path, progress: Progress) -> tuple[Path, list[
             source, columns = _csv_source(connection, upload, folder, progress)
         progress(0.5, "Writing typed Parquet")
         stored = folder / "stored.parquet"
-        casts = ", ".join(_cast(column) for column in columns)
+        casts = ", ".join(_cast(column, is_text=not is_parquet) for column in columns)
         options = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880"
         try:
             connection.execute(f"COPY (SELECT {casts} FROM {source}) TO {_text(stored)} ({options})")
@@ -96,11 +101,22 @@ def profile(stored: Path, columns: list[Column], folder: Path, progress: Progres
     return rows, described
 
 
-def _cast(column: Column) -> str:
+def _cast(column: Column, *, is_text: bool) -> str:
     """The SQL of a stored column. NaN becomes null: both say that a value is missing."""
     c, stored_as = quoted(column["name"]), _STORED_AS[column["type"]]
-    value = f"nullif({c}::DOUBLE, 'nan'::DOUBLE)" if column["type"] == "float" else f"{c}::{stored_as}"
+    given = _present(c) if is_text and column["type"] != "text" else c
+    if column["type"] == "float":
+        value = f"nullif({given}::DOUBLE, 'nan'::DOUBLE)"
+    elif column["type"] == "timestamp" and not is_text:
+        value = f"{given}::TIMESTAMPTZ::TIMESTAMP"  # nanoseconds with a zone have no direct way; the session is in UTC
+    else:
+        value = f"{given}::{stored_as}"
     return f"{value} AS {c}"
+
+
+def _present(c: str) -> str:
+    """The SQL of a text value, null for the words that stand for a missing number, date or boolean."""
+    return f"CASE WHEN {c} IN ({', '.join(map(_text, _MISSING))}) THEN NULL ELSE {c} END"
 
 
 def quoted(name: str) -> str:
@@ -141,7 +157,7 @@ def _read_header(upload: Path) -> tuple[list[str], str]:
     with upload.open("rb") as file:
         head = file.readline(MAX_HEADER_BYTES + 1)
         sample = head + file.read(4_096)
-    if not sample.strip():
+    if not sample.removeprefix(b"\xef\xbb\xbf").strip():
         raise DomainError("The file is empty. Upload a CSV with a header line, or a Parquet file.", field="file")
     if b"\x00" in sample:
         hint = "It looks like UTF-16: save" if sample[:2] in (b"\xff\xfe", b"\xfe\xff") else "Save"
@@ -156,7 +172,7 @@ def _read_header(upload: Path) -> tuple[list[str], str]:
         ) from error
     delimiter = max(_DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True)), delimiter
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True))], delimiter
     except (csv.Error, StopIteration) as error:
         raise DomainError(
             "The header cannot be read: a quote is not closed, or the line is empty.", field="file"
@@ -174,6 +190,8 @@ def _check_names(names: list[str]) -> None:
             raise DomainError(
                 f"The name of column {position} is longer than {MAX_NAME_CHARACTERS} characters.", field="file"
             )
+        if not name.isprintable():
+            raise DomainError(f"The name of column {position} has control characters. Rename it.", field="file")
         if name.casefold() in seen:
             raise DomainError(
                 f"The column name “{name}” occurs more than once (case is ignored). Rename one of them.", field="file"
@@ -190,7 +208,7 @@ def _type_of_text(connection: duckdb.DuckDBPyConnection, source: str, name: str)
             count(*) FILTER (TRY_CAST({c} AS BIGINT) = TRY_CAST({c} AS DOUBLE) AND NOT contains({c}, '.')),
             count(*) FILTER (starts_with({c}, '0') AND length({c}) > 1 AND {c}[2] BETWEEN '0' AND '9'),
             count(*) FILTER (length({c}) < 6 AND lower({c}) IN ('true', 'false'))
-        FROM {source}
+        FROM (SELECT {_present(c)} AS {c} FROM {source})
         """
     ).fetchone()
     filled, numbers, integers, padded, booleans = row or (0,) * 5
@@ -211,7 +229,7 @@ def _type_of_time(connection: duckdb.DuckDBPyConnection, source: str, c: str, fi
         SELECT count(*) FILTER (length({c}) <= 10 AND TRY_CAST({c} AS DATE) IS NOT NULL),
             -- The cast would drop a zone's offset without a word.
             count(*) FILTER (TRY_CAST({c} AS TIMESTAMP) IS NOT NULL AND NOT regexp_matches({c}, '[+-]\\d\\d:?\\d\\d$'))
-        FROM {source}
+        FROM (SELECT {_present(c)} AS {c} FROM {source})
         """
     ).fetchone() or (0, 0)
     if dates == filled:
@@ -226,8 +244,14 @@ def _parquet_source(connection: duckdb.DuckDBPyConnection, upload: Path) -> tupl
         in_file = connection.execute(
             f"SELECT name FROM parquet_schema({_text(upload)}) WHERE num_children IS NULL"
         ).fetchall()
+        (rows,) = connection.execute(f"SELECT num_rows FROM parquet_file_metadata({_text(upload)})").fetchone() or (0,)
     except duckdb.Error as error:
         raise DomainError(f"The Parquet file cannot be read: {_first_line(error)}", field="file") from error
+    if rows * len(described) > MAX_VALUES:  # a few kilobytes of Parquet can stand for billions of equal values
+        raise DomainError(
+            f"The file has {rows:,} rows of {len(described):,} columns; at most {MAX_VALUES:,} values are accepted.",
+            field="file",
+        )
     columns = [{"name": str(row[0]), "type": _type_of_parquet(str(row[0]), str(row[1]))} for row in described]
     _check_names([str(row[0]) for row in in_file])
     return source, columns

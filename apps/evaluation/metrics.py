@@ -16,6 +16,7 @@ CONFIDENCE: Final = 0.95
 MAX_CURVE_POINTS: Final = 200
 MAX_SAMPLE_POINTS: Final = 1_000
 MAX_CONFUSION_CLASSES: Final = 30
+MAX_LABEL_CHARACTERS: Final = 60
 RESIDUAL_BINS: Final = 40
 NOT_ENOUGH_DATA: Final = "Not enough data"
 UNKNOWN: Final = -1
@@ -63,7 +64,7 @@ def evaluate_classification(
     metrics = [ranked[0], accuracy(actual, predicted), ranked[1]]
     curves: dict[str, Any] = {"confusion": _confusion(actual, predicted, classes)}
     if scores is not None and len(classes) == 2 and ranked[0].value is not None:
-        curves["roc"] = _roc(actual == 1, scores[:, 1], str(classes[1]))
+        curves["roc"] = _roc(actual == 1, scores[:, 1], _printable(classes[1]))
     return Report(metrics, {name: curve for name, curve in curves.items() if curve})
 
 
@@ -209,10 +210,15 @@ def _confusion(actual: Array, predicted: Array, classes: list[str | int]) -> dic
     """Counts [actual][predicted]; None when there are too many classes to read. Unknown labels share a last class."""
     if len(classes) > MAX_CONFUSION_CLASSES:
         return None
-    labels, codes = [str(one) for one in classes], list(range(len(classes)))
+    labels, codes = [_printable(one) for one in classes], list(range(len(classes)))
     if np.any(actual == UNKNOWN) or np.any(predicted == UNKNOWN):
         labels, codes = [*labels, "other"], [*codes, UNKNOWN]
     return {"labels": labels, "counts": confusion_matrix(actual, predicted, labels=codes).tolist()}
+
+
+def _printable(label: str | int) -> str:
+    """A label as a chart and a JSON column of PostgreSQL take it: short, without NUL."""
+    return str(label)[:MAX_LABEL_CHARACTERS].replace("\x00", "\ufffd")
 
 
 def _roc(is_positive: Array, scores: Array, positive_label: str) -> dict[str, Any]:

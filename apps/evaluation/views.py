@@ -32,7 +32,7 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
     """The team's datasets with the latest version of each."""
     latest = DatasetVersion.objects.filter(dataset=OuterRef("pk")).order_by("-number")
     datasets = Dataset.objects.for_team(request.team).select_related("created_by")
-    if query := request.GET.get("q", "").strip()[:63]:
+    if query := request.GET.get("q", "").replace("\x00", "").strip()[:63]:
         datasets = datasets.filter(name__icontains=query)
     datasets = datasets.annotate(
         version_count=Count("versions"),

@@ -40,13 +40,14 @@ def types(folder: Path, content: bytes) -> dict[str, str]:
 
 def test_each_column_gets_the_narrowest_type_that_all_its_values_have(tmp_path: Path) -> None:
     content = (
-        b"whole,real,flag,day,moment,zip,word,nothing,zoned,big\n"
-        b"1,1.5,true,2026-01-02,2026-01-02T03:04:05,00123,x,,2026-01-02T03:04:05+02:00,1e3\n"
-        b"-2,,False,2026-01-03,2026-01-02 03:04:05.5,01234,,,2026-01-02T03:04:05+02:00,2\n"
+        b"whole,real,point,flag,day,moment,zip,word,nothing,zoned,big\n"
+        b"1,1.5,1.0,true,2026-01-02,2026-01-02T03:04:05,00123,x,,2026-01-02T03:04:05+02:00,1e3\n"
+        b"-2,,2.0,False,2026-01-03,2026-01-02 03:04:05.5,01234,,,2026-01-02T03:04:05+02:00,2\n"
     )
     assert types(tmp_path, content) == {
         "whole": "integer",
         "real": "float",
+        "point": "float",
         "flag": "boolean",
         "day": "date",
         "moment": "timestamp",
@@ -60,7 +61,7 @@ def test_each_column_gets_the_narrowest_type_that_all_its_values_have(tmp_path: 
 
 def test_a_late_row_decides_the_type_too(tmp_path: Path) -> None:
     rows = b"".join(b"%d\n" % n for n in range(50_000))
-    assert types(tmp_path, b"n\n" + rows + b"n/a\n") == {"n": "text"}
+    assert types(tmp_path, b"n\n" + rows + b"many\n") == {"n": "text"}
     assert types(tmp_path, b"n\n" + rows + b"0.5\n") == {"n": "float"}
 
 
@@ -85,10 +86,25 @@ def test_nan_is_a_missing_value(tmp_path: Path) -> None:
     assert pq.read_table(stored)["x"].to_pylist() == [1.5, None, None, 2.5]
 
 
+def test_words_for_a_missing_value_count_only_where_the_others_are_no_text(tmp_path: Path) -> None:
+    stored, columns = convert(tmp_path, b"n, flag,word\n1,true,NA\nNA,N/A,x\n3,null,\n")
+    assert [(column["name"], column["type"]) for column in columns] == [
+        ("n", "integer"),
+        ("flag", "boolean"),
+        ("word", "text"),
+    ]
+    table = pq.read_table(stored)
+    assert table["n"].to_pylist() == [1, None, 3]
+    assert table["flag"].to_pylist() == [True, None, None]
+    assert table["word"].to_pylist() == ["NA", "x", None]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"a\x01,b\n1,2\n", "control characters"),
         (b" \n", "empty"),
         (b"a,b\n", "no rows"),
         (b"a,b\n1,2\n3\n", "Line 3 does not fit the header: 2 fields expected, 1 found"),
@@ -126,6 +142,19 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     columns = {"i": pa.array([1, 2], pa.int8()), "f": pa.array([1.5, None], pa.float32()), "t": ["x", "y"]}
     content = parquet(tmp_path / "in.parquet", columns | {"b": [True, False]})
     assert types(tmp_path, content) == {"i": "integer", "f": "float", "t": "text", "b": "boolean"}
+
+
+def test_a_small_parquet_file_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_VALUES", 1_000)
+    bomb = parquet(tmp_path / "bomb", {"a": np.zeros(1_001, np.int8)})
+    assert "1,001 rows of 1 columns" in refusal(tmp_path, bomb)
+
+
+def test_a_parquet_time_with_a_zone_is_kept_in_utc(tmp_path: Path) -> None:
+    content = parquet(tmp_path / "zoned", {"t": pa.array([0], pa.timestamp("ns", "Europe/Berlin"))})
+    stored, columns = convert(tmp_path, content)
+    assert columns == [{"name": "t", "type": "timestamp"}]
+    assert str(pq.read_table(stored)["t"][0].as_py()) == "1970-01-01 00:00:00"
 
 
 def test_parquet_with_nested_or_repeated_columns_is_refused(tmp_path: Path) -> None:

@@ -205,6 +205,52 @@ def test_pages_belong_to_a_team_and_to_roles(cast: Cast, cancer: Any) -> None:
     assert cast.api("compliance_officer").post("/api/v1/evaluations/", asked, format="json").status_code == 403
 
 
+@pytest.mark.parametrize("query", ["?q=%00", "?q=%27%3B--", "?page=0", "?page=99999999999999999999", "?page=%00"])
+def test_odd_query_strings_of_the_list_are_harmless(cast: Cast, query: str) -> None:
+    """A list answers with a page, whatever stands in its address."""
+    assert cast.browser("analyst").get(f"/datasets/{query}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "query", ["?version=%00", "?version=9999999999999999999999", "?version=-1", "?page=-5&version=x"]
+)
+def test_a_version_that_is_not_there_is_said(cast: Cast, query: str) -> None:
+    """And what it was."""
+    services.create_dataset(cast.actor("data_scientist"), team=cast.team, name="empty")
+    assert cast.browser("analyst").get(f"/datasets/empty/{query}").status_code == 422
+    assert cast.browser("analyst").get("/datasets/empty/").status_code == 200
+
+
+def test_labels_that_a_page_cannot_show_are_shortened(cast: Cast) -> None:
+    """A NUL or a megabyte in a label breaks neither the result's column nor the page."""
+    long = "x" * 5_000
+    table = pa.table({"x": [0.0, 1.0], "y": ["a\x00b", long]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["is_high"]),
+        helper.make_node("Where", ["is_high", "high", "low"], ["label"]),
+    ]
+    constants = [
+        helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+        helper.make_tensor("high", TensorProto.STRING, [], [long.encode()]),
+        helper.make_tensor("low", TensorProto.STRING, [], [b"other"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])]
+    outputs = [helper.make_tensor_value_info("label", TensorProto.STRING, ["n"])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializer=constants)
+    onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    model_version = ready_classifier(cast, onnx)
+    dataset_version = ready_dataset(cast, buffer.getvalue())
+    run = services.start_evaluation(
+        cast.actor("analyst"), model_version=model_version, dataset_version=dataset_version, target="y"
+    )
+    assert run_inline(run.job).state == "SUCCEEDED", Job.objects.get(pk=run.job_id).message
+    run.refresh_from_db()
+    assert max(map(len, run.result["confusion"]["labels"])) <= 60
+    assert cast.browser("analyst").get(run.get_absolute_url()).status_code == 200
+
+
 def test_what_does_not_fit_is_said_in_the_form(cast: Cast, cancer: Any) -> None:
     """A 422 with the bound form, naming the field."""
     onnx, csv, _, _ = cancer
