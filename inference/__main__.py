@@ -40,7 +40,7 @@ class Child:
     def start(self) -> None:
         """Start the process. It inherits the listening socket, so callers wait out a restart in the backlog."""
         descriptors = () if self.listener is None else (self.listener.fileno(),)
-        arguments = [sys.executable, "-m", "inference", *self.arguments, *map(str, descriptors)]
+        arguments = [sys.executable, "-m", "inference", *self.arguments, str(os.getpid()), *map(str, descriptors)]
         self.process = subprocess.Popen(arguments, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         self.started_at = time.monotonic()
 
@@ -80,9 +80,11 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case []:
                 return supervise(settings)
-            case ["replica", replica_id, descriptor]:
+            case ["replica", replica_id, supervisor, descriptor]:
+                _die_with(int(supervisor))
                 return _run_replica(settings, replica_id, int(descriptor))
-            case ["shipper"]:
+            case ["shipper", supervisor]:
+                _die_with(int(supervisor))
                 return _run_shipper(settings)
         raise ConfigurationError("Usage: python -m inference (settings come from the environment).")
     except ConfigurationError as error:
@@ -163,7 +165,6 @@ def _stop(replicas: list[Child], shipper: Child, drain_timeout: float) -> None:
 def _run_replica(settings: Settings, replica_id: str, descriptor: int) -> int:
     from inference.replica import serve
 
-    _die_with_parent()
     serve(settings, replica_id, socket.socket(fileno=descriptor))
     return 0
 
@@ -171,19 +172,18 @@ def _run_replica(settings: Settings, replica_id: str, descriptor: int) -> int:
 def _run_shipper(settings: Settings) -> int:
     from inference.shipper import Shipper
 
-    _die_with_parent()
     shipper = Shipper(settings)
     signal.signal(signal.SIGTERM, lambda *_: shipper.stop())
     shipper.run()
     return 0
 
 
-def _die_with_parent() -> None:
+def _die_with(supervisor: int) -> None:
     """Leave nothing behind if the supervisor is killed, and leave Ctrl-C to it: it stops its children in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it died before this line
+        if os.getppid() != supervisor:  # it died before this line
             os._exit(1)
 
 

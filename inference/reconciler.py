@@ -184,7 +184,8 @@ class Reconciler(threading.Thread):
         self._retry_at = time.monotonic() + RELOAD_S if errors else 0.0
         observed = self._observed
         observed.generation, observed.loaded, observed.errors = manifest.generation, list(loaded), errors
-        observed.state = "READY"
+        if observed.state == "STARTING":
+            observed.state = "READY"
         observed.changed.set()
 
     def _retry_failed(self) -> None:

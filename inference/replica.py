@@ -10,9 +10,10 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from socket import socket
-from typing import Any
+from typing import Any, Final
 
 import psutil
+import uvloop
 
 from inference.artifacts import ArtifactCache
 from inference.contracts import ServingManifest
@@ -27,7 +28,7 @@ from inference.settings import Settings
 
 logger = logging.getLogger("inference.replica")
 
-REPORT_LAST_S = 2.0
+REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 
 
 class Replica:
@@ -124,8 +125,6 @@ class Replica:
 
 def serve(settings: Settings, replica_id: str, listener: socket) -> None:
     """Run a replica until SIGTERM."""
-    import uvloop
-
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
