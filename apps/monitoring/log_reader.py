@@ -13,11 +13,12 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import duckdb
 from django.conf import settings
@@ -32,6 +33,7 @@ SEARCH_S: Final = 4.0
 """How long one search may go on to read older segments."""
 QUERY_S: Final = 15.0
 """After how long a single query is broken off."""
+_ID_SPAN: Final = timedelta(minutes=10)
 _FIRST_SLICE, _LARGEST_SLICE = 32, 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -178,6 +180,9 @@ def read_log(
     elif len(hits) > size:
         page.next_key = hits[size - 1].key
     page.rows = _fetch(hits[:size], segments, tensors, page.unreadable)
+    if page.searched_back_to and not page.rows and before is None and (span := _span_of_id(wanted)):
+        # The id tells when the request came. That is no reason to look there only: a client may send an id again.
+        page.rows = read_log(endpoint, span, size=size, tensors=tensors).rows
     return page
 
 
@@ -188,6 +193,19 @@ def is_intact(segment: LogSegment) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
     except OSError:
         return False
+
+
+def _span_of_id(wanted: LogFilter) -> LogFilter | None:
+    """The same search within the minutes that a UUIDv7, as the service makes them, tells; None for any other search."""
+    if wanted.since or wanted.until:
+        return None
+    try:
+        request_id = UUID(wanted.request_id)
+        made_at = _EPOCH + timedelta(milliseconds=request_id.int >> 80)
+        since, until = made_at - _ID_SPAN, made_at + _ID_SPAN
+    except (ValueError, OverflowError):  # no UUID, or one of a year that there is not
+        return None
+    return replace(wanted, since=since, until=until) if request_id.version == 7 else None
 
 
 def _slices(endpoint: Endpoint, wanted: LogFilter, before: LogKey | None) -> Iterator[list[LogSegment]]:

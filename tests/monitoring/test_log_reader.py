@@ -230,6 +230,26 @@ def test_a_search_that_runs_out_of_time_says_how_far_it_came_and_goes_on_from_th
     assert searches > 2
 
 
+def test_an_old_request_is_found_by_the_time_in_its_id_when_the_search_is_out_of_time(
+    endpoint: Endpoint, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_reader, "SEARCH_S", -1.0)
+    monkeypatch.setattr(log_reader, "_FIRST_SLICE", 1)
+    request_id = f"{int(NOON.timestamp() * 1000):012x}"
+    request_id = f"{request_id[:8]}-{request_id[8:]}-7abc-8abc-0123456789ab"
+    log.segment(endpoint, rows(1, request_id=request_id))
+    for hours in range(1, 5):
+        log.segment(endpoint, rows(hours * 3600))
+
+    page = read_log(endpoint, LogFilter(request_id=request_id))
+
+    assert seconds(page) == [1]
+    assert page.searched_back_to == NOON + timedelta(hours=4)
+    assert page.next_key is not None
+    for other in ("r1", "ffffffff-ffff-7fff-8fff-ffffffffffff", request_id.replace("-7", "-4")):
+        assert read_log(endpoint, LogFilter(request_id=other)).rows == []
+
+
 def test_a_query_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_reader, "QUERY_S", 0.2)
     with pytest.raises(DomainError, match="Narrow the span of time"):
