@@ -28,9 +28,9 @@ import numpy as np
 import orjson
 
 from inference.contracts import DeploymentEntry, EndpointEntry, Outcome
+from inference.datatypes import V2_DATATYPES, Array
 from inference.errors import Overloaded
 from inference.protocol import to_binary
-from inference.runtime import V2_DATATYPES, Array
 
 BLOCK: Final = struct.Struct("<4sBxxxII")
 CHECKED_HEAD: Final = struct.Struct("<BxxxI")  # zeros after a torn write must not look like an empty block

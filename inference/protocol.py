@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from inference.contracts import Signature, TensorSpec
+from inference.datatypes import V2_DATATYPES, Array
 from inference.errors import RequestRejected
-from inference.runtime import V2_DATATYPES, Array
 
 MAX_ID: Final = 128
 MAX_RANK: Final = 64

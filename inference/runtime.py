@@ -16,27 +16,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from inference.contracts import Signature, TensorSpec
+from inference.datatypes import V2_DATATYPES as V2_DATATYPES
+from inference.datatypes import Array
 from inference.errors import ArtifactRejected, ModelFailed, RequestRejected
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Tensors = dict[str, Array]
-
-V2_DATATYPES: Final[Mapping[str, np.dtype[Any]]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(np.object_),
-}
-"""Open Inference Protocol datatype -> numpy dtype. BYTES tensors are object arrays of ``str``."""
 
 ONNX_DATATYPES: Final[Mapping[str, str]] = {
     "tensor(bool)": "BOOL",

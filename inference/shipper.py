@@ -30,6 +30,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inference.datatypes import V2_DATATYPES, Array
 from inference.inference_log import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,
@@ -39,7 +40,6 @@ from inference.inference_log import (
     read_spool,
     remove_abandoned,
 )
-from inference.runtime import V2_DATATYPES, Array
 from inference.settings import Settings
 
 logger = logging.getLogger("inference.shipper")
