@@ -78,6 +78,11 @@ def _write(folder: Path, content: ModelProto | bytes) -> Path:
     return path
 
 
+def _survivors() -> list[psutil.Process]:
+    """Validators that still run; the suite may have other children, such as its database."""
+    return [child for child in psutil.Process().children() if "inference.validation" in child.cmdline()]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused_with_a_reason(kind: str, tmp_path: Path) -> None:
     """Every kind is refused in words for the uploader, within its limits, and no process survives."""
@@ -85,8 +90,8 @@ def test_refused_with_a_reason(kind: str, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ArtifactRejected, match=reason):
         validate_artifact(_write(tmp_path, build()), LIMITS)
-    assert time.monotonic() - started < 15
-    assert not psutil.Process().children(recursive=True)
+    assert time.monotonic() - started < LIMITS.wall_s + 5
+    assert not _survivors()
     assert not Path("/tmp/unpickled-by-countersign").exists()
 
 
@@ -110,7 +115,7 @@ def test_the_wall_clock_ends_what_the_processor_limit_does_not(tmp_path: Path) -
     """A child that only waits, or a machine too busy to use up processor time."""
     with pytest.raises(ArtifactRejected, match="longer than 1 s"):
         validate_artifact(_write(tmp_path, hostile.endless_loop()), replace(LIMITS, cpu_s=60, wall_s=1.4))
-    assert not psutil.Process().children(recursive=True)
+    assert not _survivors()
 
 
 def test_a_harmless_model_is_described(tmp_path: Path) -> None:
