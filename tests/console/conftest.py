@@ -43,12 +43,12 @@ class Stack:
         """Everything it has printed."""
         return self._output.read_text(encoding="utf-8")
 
-    def wait_for(self, text: str, timeout_s: float = 15.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
         """Return when ``text`` has been printed."""
         assert wait_until(lambda: text in self.output or self.process.poll() is not None, timeout_s), self.output
         assert text in self.output
 
-    def pid_of(self, service: str, timeout_s: float = 10.0) -> int:
+    def pid_of(self, service: str, timeout_s: float = 30.0) -> int:
         """The living process that ``service`` consists of at the moment."""
         assert wait_until(lambda: bool(self._pids(service)), timeout_s, interval_s=0.1), self.output
         return self._pids(service)[0]
@@ -60,7 +60,7 @@ class Stack:
         """Send ``sent``; returns the seconds until the supervisor was gone."""
         began = time.monotonic()
         self.process.send_signal(sent)
-        self.process.wait(12.0)
+        self.process.wait(30.0)
         return time.monotonic() - began
 
 

