@@ -14,7 +14,6 @@ from django.utils.functional import cached_property
 
 from apps.core.querysets import TeamScopedQuerySet
 
-
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -127,9 +126,11 @@ class AuditEvent(models.Model):
 
 
 def _as_text(value: Any) -> str:
-    """A value for a narrow column: digests shortened, lists joined."""
+    """A value for a narrow column: digests shortened, lists joined, fractions to six significant figures."""
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     text = str(value)

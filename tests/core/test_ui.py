@@ -42,10 +42,10 @@ class UploadForm(forms.Form):
 
 
 def test_a_state_is_told_by_glyph_and_word() -> None:
-    html = render("{% pill state %}", state="ROLLED_BACK")
+    html = render("{% pill state %}", state="REJECTED")
     assert 'class="pill bad"' in html
     assert "✕" in html
-    assert "Rolled back" in html
+    assert "Rejected" in html
 
 
 def test_an_unknown_state_is_shown_plainly_and_escaped() -> None:
