@@ -33,6 +33,7 @@ SEARCH_S: Final = 4.0
 """How long one search may go on to read older segments."""
 QUERY_S: Final = 15.0
 """After how long a single query is broken off."""
+MAX_NAMED: Final = 100
 _ID_SPAN: Final = timedelta(minutes=10)
 _FIRST_SLICE, _LARGEST_SLICE = 32, 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,7 +124,7 @@ class LogPage:
     """Predictions, newest first.
 
     ``next_key`` leads to older ones, if there may be any. ``searched_back_to`` is set when the time was up before the
-    page was full. ``unreadable`` names segments of the catalog that are missing or damaged.
+    page was full. ``unreadable`` names segments of the catalog that are missing or damaged, at most ``MAX_NAMED``.
     """
 
     rows: list[Prediction] = field(default_factory=list)
@@ -180,6 +181,7 @@ def read_log(
     elif len(hits) > size:
         page.next_key = hits[size - 1].key
     page.rows = _fetch(hits[:size], segments, tensors, page.unreadable)
+    del page.unreadable[MAX_NAMED:]
     if page.searched_back_to and not page.rows and before is None and (span := _span_of_id(wanted)):
         # The id tells when the request came. That is no reason to look there only: a client may send an id again.
         page.rows = read_log(endpoint, span, size=size, tensors=tensors).rows
