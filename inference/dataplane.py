@@ -131,6 +131,7 @@ class Dataplane:
         self._metrics = metrics
         self._executor = executor
         self._endpoints: dict[str, Endpoint] = {}
+        self._has_manifest = False
         self._teams: dict[str, set[str]] = {}  # token digest -> teams with an endpoint that the token may call
         self.is_ready = False
 
@@ -147,6 +148,7 @@ class Dataplane:
             old = self._endpoints.get(entry.name)
             endpoints[entry.name] = self._endpoint(entry, old, models)
         self._endpoints = endpoints
+        self._has_manifest = True
         teams: dict[str, set[str]] = {}
         for entry in manifest.endpoints:
             for token in entry.access:
@@ -194,7 +196,7 @@ class Dataplane:
     def authorize(self, name: str, authorization: bytes | None) -> tuple[Endpoint, TokenEntry]:
         """The endpoint and the caller's token.
 
-        Raises ``Unauthenticated``, ``NotAllowed``, and ``NotFound`` also for an endpoint of another team.
+        Raises ``Unauthenticated``, ``NotAllowed``, ``NotFound`` (also for an endpoint of another team), ``NotReady``.
         """
         endpoint = self._endpoints.get(name)
         token = endpoint.caller(authorization) if endpoint is not None and authorization else None
@@ -207,6 +209,8 @@ class Dataplane:
     def _authorize_anew(
         self, name: str, endpoint: Endpoint | None, authorization: bytes
     ) -> tuple[Endpoint, TokenEntry]:
+        if not self._has_manifest:
+            raise NotReady("The service is starting.", 2)
         scheme, _, credentials = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not credentials:
             raise Unauthenticated("Send a token: Authorization: Bearer <token>.")

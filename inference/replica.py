@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ from inference.settings import Settings
 
 logger = logging.getLogger("inference.replica")
 
+ACCEPT_ANYWAY_S: Final = 5.0  # to tell health checks and callers that there is no manifest
 REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 
 
@@ -45,6 +47,7 @@ class Replica:
         self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs)
         rest = RestApi(self._dataplane, self._render_metrics)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
+        self._installed = asyncio.Event()
         self._observed = Observed()
         self._reconciler = Reconciler(
             dsn=settings.database_dsn,
@@ -64,10 +67,13 @@ class Replica:
 
     async def serve(self, listener: socket, stop: asyncio.Event) -> None:
         """Serve on a bound socket until ``stop`` is set; then let accepted requests finish."""
-        await self._server.start(listener)
         self._reconciler.start()
         self._reporter.start()
         self._tick()
+        # Callers wait in the socket's backlog meanwhile, so a restarted replica turns nobody away.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._installed.wait(), ACCEPT_ANYWAY_S)
+        await self._server.start(listener)
         await stop.wait()
         await self._drain()
 
@@ -97,6 +103,7 @@ class Replica:
             try:
                 served = self._dataplane.install(manifest, models)
                 self._dataplane.is_ready = self._observed.state not in ("DRAINING", "STOPPED")
+                self._installed.set()
                 done.set_result([_describe(one) for one in served])
             except BaseException as error:
                 done.set_exception(error)
@@ -125,6 +132,7 @@ class Replica:
 
 def serve(settings: Settings, replica_id: str, listener: socket) -> None:
     """Run a replica until SIGTERM."""
+
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -220,8 +220,9 @@ def test_a_saved_manifest_that_was_tampered_with_is_not_served(workbench: Workbe
     workbench.services.append(service)
     service.start(ready=False)
     wait_for(lambda: "not usable" in service.log.read_text(), 20)
-    wait_for(lambda: _status(service, "/v2/health/live") == 200)
+    wait_for(lambda: _status(service, "/v2/health/live") == 200, 20)
     assert _status(service, "/v2/health/ready") == 503
+    assert service.infer("double", row(1, 2, 3)).status_code == 503
 
 
 def test_the_split_is_met_and_sticky_callers_stay(workbench: Workbench) -> None:
