@@ -218,6 +218,12 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "ENUM_NAME_OVERRIDES": {
+        "JobState": "apps.jobs.models.JobState",
+        "ModelVersionState": "apps.registry.models.ModelVersionState",
+        "RequestState": "apps.promotions.models.RequestState",
+        "RolloutState": "apps.promotions.models.RolloutState",
+    },
 }
 
 LOGGING = {

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from apps.deployments import services as deployments
 from apps.deployments.models import Deployment, Endpoint
+from apps.evaluation import services as evaluation
+from apps.evaluation.models import DatasetVersion, EvaluationRun
 from apps.jobs.runner import run_inline
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
@@ -65,6 +67,37 @@ def ready_version(cast: Cast, of: RegisteredModel | None = None, content: bytes 
     assert version.job is not None
     assert run_inline(version.job).state == "SUCCEEDED"
     return ModelVersion.objects.with_facts().get(pk=version.pk)
+
+
+def ready_dataset(cast: Cast, rows: int = 40) -> DatasetVersion:
+    """A dataset with columns a, b, c and target, read by its real job; the target is twice the sum plus a little."""
+    random = np.random.default_rng(next(_numbers))
+    features = random.normal(size=(rows, 3))
+    target = 2 * features.sum(axis=1) + random.normal(scale=0.1, size=rows)
+    lines = ["a,b,c,target", *(",".join(f"{x:.6f}" for x in row) for row in np.column_stack([features, target]))]
+    version = evaluation.upload_dataset(
+        cast.actor("data_scientist"),
+        team=cast.team,
+        name=f"dataset-{next(_numbers)}",
+        description="",
+        file=upload("\n".join(lines).encode(), "rows.csv"),
+    )
+    assert version.job is not None
+    assert run_inline(version.job).state == "SUCCEEDED"
+    return DatasetVersion.objects.select_related("dataset").get(pk=version.pk)
+
+
+def finished_run(cast: Cast, version: ModelVersion | None = None) -> EvaluationRun:
+    """An evaluation that its real job finished."""
+    run = evaluation.start_evaluation(
+        cast.actor("analyst"),
+        model_version=version or ready_version(cast),
+        dataset_version=ready_dataset(cast),
+        target="target",
+    )
+    assert run.job is not None
+    assert run_inline(run.job).state == "SUCCEEDED"
+    return EvaluationRun.objects.get(pk=run.pk)
 
 
 def endpoint(cast: Cast, name: str = "") -> Endpoint:

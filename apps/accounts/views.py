@@ -37,7 +37,7 @@ class SignInView(LoginView):
         return response
 
 
-sign_in = public(SignInView.as_view())
+sign_in = require_http_methods(["GET", "POST"])(public(SignInView.as_view()))
 
 
 @require_POST

@@ -67,15 +67,13 @@ def why_not_review(actor: Actor, request: PromotionRequest) -> str:
     """Why this person cannot decide on the request; empty if they can."""
     if not request.is_open:
         return f"It is {request.get_state_display().lower()} already."
-    if not actor.can("promotions.review"):
-        return "Only a compliance officer decides on promotions."
     if actor.token_id is not None:
         return "A token never approves: sign in to the console."
     if actor.user_id == request.requested_by_id:
         return "You requested this promotion, so somebody else must decide."
     if actor.user_id == request.model_version.uploaded_by_id:
         return "You uploaded this version, so somebody else must decide."
-    return ""
+    return "" if actor.can("promotions.review") else "Only a compliance officer decides on promotions."
 
 
 @transaction.atomic

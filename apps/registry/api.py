@@ -160,10 +160,11 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
     @action(detail=True, methods=["post"], serializer_class=AliasSerializer)
     def alias(self, request: Request, model_name: str, number: str) -> Response:
         """Point an alias at this version."""
+        version = self.get_object()
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         alias = services.set_alias(
-            request.actor, model_version=self.get_object(), name=serializer.validated_data["name"]
+            request.actor, model_version=version, name=serializer.validated_data["name"]
         )
         return Response({"name": alias.name, "model_version": alias.model_version.number})
 
