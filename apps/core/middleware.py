@@ -44,7 +44,9 @@ class UploadCapMiddleware:
         if not announced.isdecimal() or int(announced) <= settings.UPLOAD_MAX_BYTES + _FORM_ALLOWANCE:
             return self.get_response(request)
         cap = f"{settings.UPLOAD_MAX_BYTES / 1024**2:,.0f} MiB"
-        error = TooLarge(f"The upload is over this installation's cap of {cap}. Make it smaller, or raise UPLOAD_MAX_BYTES.")
+        error = TooLarge(
+            f"The upload is over this installation's cap of {cap}. Make it smaller, or raise UPLOAD_MAX_BYTES."
+        )
         if request.path.startswith("/api/"):
             body = {"type": "about:blank", "title": error.title, "status": 413, "detail": error.message}
             return JsonResponse(body, status=413, content_type="application/problem+json")

@@ -84,7 +84,12 @@ class Command(BaseCommand):
             self._promote(science, model, 1, "First version: better than the rule of thumb in use today.")
             self._approve(officer, model, 1)
         # The officer's inbox has something to decide, and the data scientist something to promote.
-        self._promote(science, models[0], 2, "A linear model instead of the forest: a hundredth of the size, and better on held-out rows.")
+        self._promote(
+            science,
+            models[0],
+            2,
+            "A linear model instead of the forest: a hundredth of the size, and better on held-out rows.",
+        )
         self._write_traffic(people[Role.ANALYST], models)
         for model in models:
             _wait_for(
