@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from apps.accounts.models import slug_validator
 from apps.core.querysets import TeamScopedQuerySet
+from apps.registry.models import ModelVersion
 
 REPLICA_SILENCE: Final = timedelta(seconds=10)
 """A replica that has reported nothing for this long does not count as running."""
@@ -64,7 +65,7 @@ class Deployment(models.Model):
     """A model version serving on an endpoint from ``activated_at`` to ``retired_at``. Each activation is a new row."""
 
     endpoint = models.ForeignKey(Endpoint, on_delete=models.PROTECT, related_name="deployments")
-    model_version = models.ForeignKey("registry.ModelVersion", on_delete=models.PROTECT, related_name="deployments")
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="deployments")
     role = models.CharField(max_length=10, choices=DeploymentRole.choices, default=DeploymentRole.CHAMPION)
     weight = models.PositiveSmallIntegerField(default=100)
     # A plain number: promotions are a room above this one.

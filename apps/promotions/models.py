@@ -9,6 +9,7 @@ from django.db import models
 from django.utils import timezone
 
 from apps.core.querysets import TeamScopedQuerySet
+from apps.registry.models import ModelVersion
 
 REQUEST_LIFETIME: Final = timedelta(days=30)
 APPROVAL_LIFETIME: Final = timedelta(days=14)
@@ -64,9 +65,7 @@ class PromotionRequest(models.Model):
 
     team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="promotion_requests")
     endpoint = models.ForeignKey("deployments.Endpoint", on_delete=models.PROTECT, related_name="promotion_requests")
-    model_version = models.ForeignKey(
-        "registry.ModelVersion", on_delete=models.PROTECT, related_name="promotion_requests"
-    )
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="promotion_requests")
     state = models.CharField(max_length=12, choices=RequestState.choices, default=RequestState.SUBMITTED)
     rollout = models.CharField(max_length=10, choices=RolloutState.choices, default=RolloutState.WAITING)
     rollout_message = models.CharField(max_length=300, blank=True)

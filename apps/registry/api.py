@@ -163,9 +163,7 @@ class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
         version = self.get_object()
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        alias = services.set_alias(
-            request.actor, model_version=version, name=serializer.validated_data["name"]
-        )
+        alias = services.set_alias(request.actor, model_version=version, name=serializer.validated_data["name"])
         return Response({"name": alias.name, "model_version": alias.model_version.number})
 
     @action(detail=True, methods=["post"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
-from tests.browser.stack import CHROMIUM_ARGUMENTS, Stack, find_chromium, running_stack
+from tests.browser.stack import CHROMIUM_ARGUMENTS, find_chromium, running_stack
 
 MODEL, ENDPOINT, DATASET = "tumour-classifier", "tumour-triage", "tumour-triage-holdout"
 # name -> (who looks, address)
@@ -55,7 +56,7 @@ def shoot(folder: Path, web: str, accounts: Path, only: set[str]) -> None:
                     sign_in(people[who].new_page(), who, passwords[who])
             page = people[who].new_page()
             problems: list[str] = []
-            page.on("console", lambda message, seen=problems: seen.append(message.text) if message.type == "error" else None)
+            page.on("console", lambda m, seen=problems: seen.append(m.text) if m.type == "error" else None)
             for theme in ("light", "dark"):
                 for width, height in ((1440, 900), (390, 844)):
                     page.set_viewport_size({"width": width, "height": height})
@@ -87,15 +88,8 @@ def main() -> None:
         Path(temporary).chmod(0o711)
         var = Path(temporary) / "var"
         with running_stack(var, demo=True) as stack:
-            _let_it_live(stack)
+            time.sleep(60)  # a chart needs some traffic
             shoot(folder, stack.web, var / "demo-accounts.txt", set(sys.argv[2:]))
-
-
-def _let_it_live(stack: Stack) -> None:
-    """A chart needs some traffic."""
-    import time
-
-    time.sleep(60)
 
 
 if __name__ == "__main__":
