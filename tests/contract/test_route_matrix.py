@@ -230,7 +230,7 @@ def call(client: Client, method: str, url: str) -> Any:
 
 
 def mismatches(world: World, client: Client, expected: Callable[[str, str, str | None], set[int] | None]) -> str:
-    """A line for every route and method where the answer is not among the expected codes (None: anything but a refusal)."""
+    """A line for each route and method whose answer is not among the expected codes (None: anything but a refusal)."""
     wrong = []
     for name, methods in ROUTES.items():
         url = world.url(name)
