@@ -101,7 +101,11 @@ class EmbeddedPostgres:
 
     def is_ready(self) -> bool:
         """Whether the server runs and takes connections."""
-        return self._process is not None and self._process.poll() is None and _reports_ready(self.data_dir)
+        return (
+            self._process is not None
+            and self._process.poll() is None
+            and _reports_ready(self.data_dir, self._process.pid)
+        )
 
     def stop(self) -> None:
         """Stop the server with a checkpoint; the harder ways follow only when that takes too long."""
@@ -436,10 +440,10 @@ def _role_statements(passwords: dict[str, str]) -> str:
     return "".join(lines)
 
 
-def _reports_ready(data_dir: Path) -> bool:
+def _reports_ready(data_dir: Path, pid: int) -> bool:
     """The server writes its state into the eighth line of its pid file, where pg_ctl looks for it too."""
     try:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    return len(lines) >= 8 and lines[7].strip() == "ready"
+    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
