@@ -9,7 +9,7 @@ from rest_framework import mixins, serializers
 
 from apps.audit.forms import AuditFilterForm
 from apps.audit.models import AuditEvent
-from apps.core.api import TeamViewSet
+from apps.core.api import NewestFirstPagination, TeamViewSet
 from apps.core.errors import DomainError
 
 
@@ -23,11 +23,18 @@ class AuditEventSerializer(serializers.ModelSerializer[AuditEvent]):
         fields = ("seq", "at", "previous_hash", "leaf_hash", "body", "event")
 
 
+class BySeqPagination(NewestFirstPagination):
+    """The order of the chain, newest first."""
+
+    ordering = "-seq"
+
+
 class AuditEventViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
     """Events of the team, newest first; filters: actor, action, obj, since, until."""
 
     queryset = AuditEvent.objects.numbered()
     serializer_class = AuditEventSerializer
+    pagination_class = BySeqPagination
     lookup_field = "seq"
     lookup_value_regex = "[0-9]{1,18}"
     permissions: ClassVar[dict[str, str]] = {"list": "audit.read", "retrieve": "audit.read"}

@@ -19,7 +19,7 @@ def event_list(request: HttpRequest) -> HttpResponse:
     form = AuditFilterForm(request.GET)
     if not form.is_valid():
         return render(request, "audit/event_list.html", {"form": form, "page": None}, status=422)
-    events = AuditEvent.objects.for_team(request.team).matching(**form.cleaned_data)
-    page = KeysetPage.of(events, request.GET)
+    events = AuditEvent.objects.numbered().for_team(request.team).matching(**form.cleaned_data)
+    page = KeysetPage.of(events, request.GET, key="seq")
     context = {"form": form, "page": page, "head": AuditEvent.objects.numbered().last()}
     return render(request, "audit/event_list.html", context, fragment="audit/_events.html")

@@ -20,16 +20,16 @@ class KeysetPage:
     first_query: str
 
     @classmethod
-    def of(cls, queryset: QuerySet[Any], query: QueryDict, *, size: int = 50) -> Self:
-        """Cut a page out of ``queryset`` by its primary key, below ``?before=`` if that is given."""
+    def of(cls, queryset: QuerySet[Any], query: QueryDict, *, key: str = "pk", size: int = 50) -> Self:
+        """Cut a page out of ``queryset`` by a unique, growing whole number, below ``?before=`` if that is given."""
         before = query.get("before", "")
         if before:
             if not before.isdecimal() or len(before) > 18:
                 raise DomainError("“before” is the number of a row. Go back to the first page.", field="before")
-            queryset = queryset.filter(pk__lt=int(before))
-        rows = list(queryset.order_by("-pk")[: size + 1])
+            queryset = queryset.filter(**{f"{key}__lt": int(before)})
+        rows = list(queryset.order_by(f"-{key}")[: size + 1])
         following = query.copy()
-        following["before"] = str(rows[size - 1].pk) if len(rows) > size else ""
+        following["before"] = str(getattr(rows[size - 1], key)) if len(rows) > size else ""
         first = query.copy()
         first.pop("before", None)
         return cls(

@@ -31,7 +31,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ('-id',),
-                'indexes': [models.Index(fields=['team_id', '-id'], name='audit_team'), models.Index(fields=['team_id', 'action', '-id'], name='audit_action'), models.Index(fields=['object_type', 'object_id', '-id'], name='audit_object')],
+                'indexes': [models.Index(fields=['team_id', '-seq'], name='audit_team'), models.Index(fields=['team_id', 'action', '-seq'], name='audit_action'), models.Index(fields=['object_type', 'object_id', '-seq'], name='audit_object')],
             },
         ),
     ]
