@@ -110,3 +110,9 @@ def logistic_regression(features: int = 30) -> bytes:
         [("label", "INT64", ["n"]), ("probabilities", "FP32", ["n", 2])],
         {"weights": weights, "one": np.ones((1, 1), np.float32)},
     )
+
+
+def reshape_to(rows: int, columns: int) -> bytes:
+    """Takes only inputs of rows * columns elements: a good model that fails on made-up inputs."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    return build(nodes, [("x", "FP32", ["n"])], [("y", "FP32", [rows, columns])], {"shape": np.array([rows, columns])})

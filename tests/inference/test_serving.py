@@ -225,6 +225,17 @@ def test_a_saved_manifest_that_was_tampered_with_is_not_served(workbench: Workbe
     assert service.infer("double", row(1, 2, 3)).status_code == 503
 
 
+def test_a_model_that_made_up_inputs_do_not_fit_is_served(workbench: Workbench) -> None:
+    installation = workbench.installation()
+    installation.endpoint("reshape", models.reshape_to(2, 3))
+    installation.publish()
+    service = workbench.serve(installation)
+    fitting = {"inputs": [tensor("x", "FP32", [6], [1, 2, 3, 4, 5, 6])]}
+    answer = service.infer("reshape", fitting)
+    assert (answer.status_code, answer.json()["outputs"][0]["shape"]) == (200, [2, 3])
+    assert service.infer("reshape", {"inputs": [tensor("x", "FP32", [5], [1, 2, 3, 4, 5])]}).status_code == 500
+
+
 def test_the_split_is_met_and_sticky_callers_stay(workbench: Workbench) -> None:
     installation = workbench.installation()
     champion = installation.deployment(models.scale(1), version=1, weight=80)
