@@ -108,6 +108,8 @@ class Command(BaseCommand):
                     system, team=team, email=email, name=name, password=password, roles=[role]
                 )
                 people[role.value] = Person(membership, password)
+            # Before the commit: whatever happens after it, these people can sign in.
+            write_private(settings.INSTALLATION.demo_accounts_file, "\n".join(_lines(people) + [""]).encode())
         return people
 
     def _push(self, science: httpx.Client, model: DemoModel) -> None:
@@ -162,16 +164,19 @@ class Command(BaseCommand):
         write_private(path, json.dumps({"token": token, "rows": rows}).encode())
 
     def _print_accounts(self, people: dict[str, Person]) -> None:
-        lines = [
-            f"{person.membership.user.name:<12} {person.membership.role_names[0]:<19} "
-            f"{person.membership.user.email:<20} {person.password}"
-            for person in people.values()
-        ]
         path = settings.INSTALLATION.demo_accounts_file
-        write_private(path, ("\n".join(lines) + "\n").encode())
         self.stdout.write(f"Sign in as one of these people; they are printed only now, and kept in {path}:")
-        for line in lines:
+        for line in _lines(people):
             self.stdout.write(f"  {line}")
+
+
+def _lines(people: dict[str, Person]) -> list[str]:
+    """Name, role, email and password, a line for each person."""
+    return [
+        f"{person.membership.user.name:<12} {person.membership.role_names[0]:<19} "
+        f"{person.membership.user.email:<20} {person.password}"
+        for person in people.values()
+    ]
 
 
 def _post(client: httpx.Client, path: str, **content: Any) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Stack:
         check_port(self._web_port, "WEB_PORT")
         check_port(self._inference_port, "INFERENCE_PORT")
         check_disk(self._installation.var_dir, NEEDED_DISK_BYTES)
+        self._remove_broken_uploads()
         self._make_secrets()
         static = self._begin_static()
         if not os.environ.get("DATABASE_URL"):
@@ -102,6 +103,12 @@ class Stack:
             self._installation.secret(name)
         for kind in SIGNING_KEYS:
             self._installation.ensure_signing_key(kind)
+
+    def _remove_broken_uploads(self) -> None:
+        """What a web process that was killed left of the uploads it was receiving."""
+        for path in self._installation.uploads.iterdir():
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
