@@ -109,7 +109,7 @@ class Command(BaseCommand):
                 )
                 people[role.value] = Person(membership, password)
             # Before the commit: whatever happens after it, these people can sign in.
-            write_private(settings.INSTALLATION.demo_accounts_file, "\n".join(_lines(people) + [""]).encode())
+            write_private(settings.INSTALLATION.demo_accounts_file, "\n".join([*_lines(people), ""]).encode())
         return people
 
     def _push(self, science: httpx.Client, model: DemoModel) -> None:
