@@ -144,10 +144,11 @@ def execute(model: LoadedModel, jobs: Sequence[J]) -> list[tuple[Sequence[J], Ba
         arrays = run(model.session, dict(zip(names, inputs, strict=True)))
         if model.is_batchable and any(len(array) != rows for array in arrays):
             raise ModelFailed("The model returned another number of rows than it was given.")
-    except InferenceError as error:
+    except Exception as error:
         if len(jobs) > 1:
             return [result for job in jobs for result in execute(model, [job])]
-        return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, None, error))]
+        known = error if isinstance(error, InferenceError) else ModelFailed(f"{type(error).__name__}: {error}")
+        return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, None, known))]
     run_us = _elapsed_us(started)
     return [(jobs, BatchResult(started, run_us, rows, inputs, BatchOutputs(arrays, rows, is_batch=model.is_batchable)))]
 
@@ -169,7 +170,8 @@ def _stack(parts: Sequence[tuple[Values, list[int]]], spec: TensorSpec) -> Array
     if any(isinstance(values, np.ndarray) for values, _ in parts):
         return np.concatenate([to_array(values, shape, spec.datatype, spec.name) for values, shape in parts])
     flat = [number for values, _ in parts for number in values]
-    return to_array(flat, [-1, *parts[0][1][1:]], spec.datatype, spec.name)
+    rows = sum(shape[0] for _, shape in parts)
+    return to_array(flat, [rows, *parts[0][1][1:]], spec.datatype, spec.name)
 
 
 def _elapsed_us(started: float) -> int:

@@ -39,6 +39,7 @@ MAGIC: Final = b"CSL1"
 CONTEXT, RECORD = 0, 1
 SEALED_SUFFIX: Final = ".spool"
 OPEN_SUFFIX: Final = ".open"
+UNREADABLE_SUFFIX: Final = ".unreadable"  # kept for a person to look at
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_BLOCK_BYTES: Final = 0xFFFF_0000
 
@@ -195,7 +196,8 @@ class Spool:
 
     def measure_backlog(self) -> None:
         """Look how many bytes of the root, of all replicas, wait for the shipper."""
-        self._backlog = sum(_size(path) for path in self._root.glob("*/*"))
+        waiting = (path for path in self._root.glob("*/*") if path.suffix != UNREADABLE_SUFFIX)
+        self._backlog = sum(_size(path) for path in waiting)
 
     def close(self) -> None:
         """Seal what is open and let the folder go: the shipper takes what is left."""
@@ -252,6 +254,22 @@ class Spool:
 def read_spool(path: Path) -> Iterator[StoredRecord]:
     """Read a spool file up to its end or the first block that does not check out (a torn tail)."""
     contexts: dict[int, Context] = {}
+    for kind, payload in _blocks(path):
+        if kind == CONTEXT:
+            document = orjson.loads(payload)
+            number = document.pop("id")
+            contexts[number] = _context(document)
+        else:
+            yield _decode(payload, contexts)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a spool file is in a block that checks out."""
+    return sum(BLOCK.size + len(payload) for _, payload in _blocks(path)) == path.stat().st_size
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Kind and payload of each block up to the first that does not check out."""
     with open(path, "rb") as file:
         while len(head := file.read(BLOCK.size)) == BLOCK.size:
             magic, kind, length, checksum = BLOCK.unpack(head)
@@ -261,12 +279,7 @@ def read_spool(path: Path) -> Iterator[StoredRecord]:
             expected = zlib.crc32(payload, zlib.crc32(CHECKED_HEAD.pack(kind, length)))
             if len(payload) != length or checksum != expected:
                 return
-            if kind == CONTEXT:
-                document = orjson.loads(payload)
-                number = document.pop("id")
-                contexts[number] = _context(document)
-            else:
-                yield _decode(payload, contexts)
+            yield kind, payload
 
 
 def is_abandoned(directory: Path) -> int | None:

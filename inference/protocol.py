@@ -19,6 +19,8 @@ from inference.errors import RequestRejected
 
 MAX_ID: Final = 128
 MAX_RANK: Final = 64
+MAX_SIZE: Final = 2**31 - 1
+"""Of one dimension; beyond it numpy's own arithmetic on empty tensors overflows."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
 ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
 LENGTH_PREFIX: Final = struct.Struct("<I")
@@ -164,7 +166,7 @@ class ModelCodec:
             )
         shape, expected = tensor.shape, known.shape
         # A rank of zero in the signature may also mean that the model does not tell its rank.
-        fits = len(shape) <= MAX_RANK and all(size >= 0 for size in shape)
+        fits = len(shape) <= MAX_RANK and all(0 <= size <= MAX_SIZE for size in shape)
         if expected:
             fits = fits and len(shape) == len(expected)
             fits = fits and all(want in (-1, size) for want, size in zip(expected, shape, strict=True))
@@ -291,7 +293,7 @@ def to_binary(array: Array) -> bytes:
 
 
 def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> Array:
-    """The array of one tensor. Raises ``RequestRejected`` when a JSON number is too large for the datatype."""
+    """The array of one tensor. Raises ``RequestRejected`` for a number or a shape that the datatype cannot hold."""
     if isinstance(values, np.ndarray):
         return values
     try:
@@ -299,6 +301,8 @@ def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> 
             return np.fromiter(values, V2_DATATYPES[datatype], len(values)).reshape(shape)
     except FloatingPointError as error:
         raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
+    except ValueError as error:
+        raise RequestRejected(f"{error}.", f'inputs["{name}"].shape') from error
 
 
 def _decode_json(text: bytes | bytearray | memoryview) -> _Request:
@@ -333,7 +337,7 @@ def _from_json(tensor: _Tensor, known: _Input) -> Values:
         return flat  # turned into an array together with the rest of the batch
     try:
         return np.array(flat, known.dtype).reshape(tensor.shape)
-    except OverflowError as error:
+    except (OverflowError, ValueError) as error:
         raise RequestRejected(f"{error}.", _field(tensor, ".data")) from error
 
 

@@ -166,6 +166,7 @@ class Reconciler(threading.Thread):
                 f"Generation {manifest.generation} is older than generation {self._manifest.generation}, which serves."
             )
         self._manifest = manifest
+        self._retry_at = time.monotonic() + RELOAD_S  # until the switch has come through
         self._load_and_switch(manifest)
 
     def _load_and_switch(self, manifest: ServingManifest) -> None:
@@ -176,8 +177,9 @@ class Reconciler(threading.Thread):
             for entry in endpoint.deployments:
                 try:
                     models[entry.deployment_id] = self._store.get(entry)
-                except InferenceError as error:
-                    errors.append({"deployment_id": entry.deployment_id, "message": str(error)})
+                except Exception as error:
+                    message = str(error) if isinstance(error, InferenceError) else f"It broke: {type(error).__name__}."
+                    errors.append({"deployment_id": entry.deployment_id, "message": message})
                     logger.error("%s version %s cannot be served: %s", endpoint.name, entry.model_version, error)
         loaded = self._install(manifest, models)
         self._store.retire({one["digest"] for one in loaded} | {model.digest for model in models.values()})
@@ -190,6 +192,7 @@ class Reconciler(threading.Thread):
 
     def _retry_failed(self) -> None:
         if self._manifest is not None and self._retry_at and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + RELOAD_S
             self._load_and_switch(self._manifest)
 
     def _report_refusal(self, message: str) -> None:

@@ -34,9 +34,11 @@ from inference.datatypes import V2_DATATYPES, Array
 from inference.inference_log import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,
+    UNREADABLE_SUFFIX,
     Context,
     StoredRecord,
     is_abandoned,
+    is_whole,
     read_spool,
     remove_abandoned,
 )
@@ -123,9 +125,14 @@ class Shipper:
         except (pa.ArrowException, ValueError, KeyError, TypeError):
             # Kept for a person to look at, and out of the way of the files behind it.
             logger.exception("%s cannot be turned into segments; it is kept as .unreadable.", path)
-            path.rename(path.with_suffix(".unreadable"))
+            path.rename(path.with_suffix(UNREADABLE_SUFFIX))
         else:
-            path.unlink()
+            # An open file of a dead replica may end in a block that was never answered; a sealed one may not.
+            if path.suffix == SEALED_SUFFIX and not is_whole(path):
+                logger.error("%s is damaged: what was sound is shipped, the file is kept as .unreadable.", path)
+                path.rename(path.with_suffix(UNREADABLE_SUFFIX))
+            else:
+                path.unlink()
 
     def _ship_records(self, connection: psycopg.Connection, path: Path) -> None:
         for name, records in _group(path).items():

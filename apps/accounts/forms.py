@@ -35,6 +35,7 @@ class AcceptInvitationForm(forms.Form):
     name = forms.CharField(max_length=120, widget=forms.TextInput({"autocomplete": "name"}))
     password = forms.CharField(
         max_length=128,
+        strip=False,
         widget=forms.PasswordInput({"autocomplete": "new-password"}),
         help_text="At least 12 characters. If you have an account already, enter its password.",
     )

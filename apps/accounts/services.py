@@ -90,7 +90,7 @@ def accept_invitation(*, secret: str, name: str, password: str, address: str, re
         .filter(digest=digest_of(secret))
         .first()
     )
-    if invitation is None or not invitation.is_open:
+    if invitation is None or not invitation.is_open or not _is_admin(invitation.invited_by_id, invitation.team):
         raise NotFound("This invitation is not valid any more. Ask an admin of the team for a new one.")
     user = User.objects.filter(email__iexact=invitation.email).first()
     if user is None:
@@ -102,14 +102,20 @@ def accept_invitation(*, secret: str, name: str, password: str, address: str, re
         user = User.objects.create_user(invitation.email, name, password)
     elif not user.check_password(password):
         raise DomainError("You have an account already: enter its password to join with it.", field="password")
-    membership, _ = Membership.objects.get_or_create(
-        user=user, team=invitation.team, defaults={"roles": invitation.roles}
-    )
+    if Membership.objects.filter(user=user, team=invitation.team).exists():
+        raise Conflict("You were a member of this team before. Ask an admin to activate you again.")
+    membership = Membership.objects.create(user=user, team=invitation.team, roles=invitation.roles)
     invitation.accepted_at = timezone.now()
     invitation.save(update_fields=["accepted_at"])
     actor = Actor(user.pk, user.name, address=address, request_id=request_id)
     record(actor, "member.joined", membership, team=invitation.team, after={"roles": membership.roles})
     return membership
+
+
+def _is_admin(user_id: int, team: Team) -> bool:
+    """An invitation is worth what its sender is worth: it falls with the admin who sent it."""
+    admins = Membership.objects.active().filter(team=team, roles__contains=[Role.ADMIN])
+    return bool(admins.filter(user_id=user_id).exists())
 
 
 @transaction.atomic
@@ -118,14 +124,14 @@ def change_member(actor: Actor, *, membership: Membership, roles: Sequence[Role]
 
     The last active admin stays one, so that the team can still be administered.
     """
-    membership = Membership.objects.select_for_update(of=("self",)).select_related("user", "team").get(pk=membership.pk)
     if not roles:
         raise DomainError("Choose at least one role, or deactivate the member.", field="roles")
-    if Role.ADMIN in membership.roles and not (is_active and Role.ADMIN in roles):
-        admins = Membership.objects.active().filter(team=membership.team, roles__contains=[Role.ADMIN])
-        others = admins.exclude(pk=membership.pk).select_for_update(of=("self",))
-        if not others:
-            raise Conflict("This is the team's only admin. Make somebody else an admin first.", field="roles")
+    # Always in the same order, so that two admins who demote each other do not wait for each other.
+    admins = Membership.objects.active().filter(team=membership.team, roles__contains=[Role.ADMIN])
+    admin_ids = {admin.pk for admin in admins.order_by("pk").select_for_update(of=("self",))}
+    membership = Membership.objects.select_for_update(of=("self",)).select_related("user", "team").get(pk=membership.pk)
+    if admin_ids == {membership.pk} and not (is_active and Role.ADMIN in roles):
+        raise Conflict("This is the team's only admin. Make somebody else an admin first.", field="roles")
     before = {"roles": membership.roles, "is_active": membership.is_active}
     membership.roles, membership.is_active = list(roles), is_active
     membership.save(update_fields=["roles", "is_active"])

@@ -30,6 +30,11 @@ class SignInView(LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
+    def get_redirect_url(self) -> str:  # type: ignore[override] - the stubs are of a later Django
+        """Where the person was going; never this page itself, which would send them round in a circle."""
+        wanted = super().get_redirect_url()
+        return "" if wanted.partition("?")[0] == self.request.path else wanted
+
     def form_invalid(self, form: Any) -> HttpResponse:
         """The bound form again, with the status that says that nothing happened."""
         response = super().form_invalid(form)
@@ -53,7 +58,7 @@ def sign_out(request: HttpRequest) -> HttpResponse:
 def team_switch(request: HttpRequest) -> HttpResponse:
     """Work in another of one's teams."""
     membership = get_object_or_404(
-        Membership.objects.active(), user=request.user, team__slug=request.POST.get("team", "")
+        Membership.objects.active(), user=request.user, team__slug=request.POST.get("team", "").replace("\x00", "")
     )
     request.session[TEAM_SESSION_KEY] = membership.team.slug
     messages.success(request, f"You now work in {membership.team.name}.")

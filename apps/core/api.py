@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from django.core.exceptions import PermissionDenied
@@ -9,11 +10,13 @@ from django.db.models import QuerySet
 from django.http import Http404
 from rest_framework import exceptions, status, viewsets
 from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from apps.core.errors import DomainError
 
+_ROW_NUMBER = re.compile("[0-9]{1,18}")
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -25,6 +28,13 @@ class NewestFirstPagination(CursorPagination):
     page_size_query_param = "page_size"
     max_page_size = 200
 
+    def decode_cursor(self, request: Request) -> Any:
+        """The caller's cursor; a position that is not a row's number is refused, before the database is asked."""
+        cursor = super().decode_cursor(request)
+        if cursor is not None and cursor.position is not None and not _ROW_NUMBER.fullmatch(str(cursor.position)):
+            raise exceptions.NotFound(self.invalid_cursor_message)
+        return cursor
+
 
 class TeamViewSet(viewsets.GenericViewSet[Any]):
     """Base of all viewsets: the queryset is scoped to the caller's team here and nowhere else.
@@ -35,7 +45,7 @@ class TeamViewSet(viewsets.GenericViewSet[Any]):
 
     pagination_class = NewestFirstPagination
     permissions: ClassVar[dict[str, str]] = {}
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> QuerySet[Any]:
         """All rows of the caller's team."""

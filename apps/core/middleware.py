@@ -33,7 +33,10 @@ class RequestIdMiddleware:
 
 
 class UploadCapMiddleware:
-    """Refuse a request whose announced body is over the cap before a byte of it is read."""
+    """Refuse a request whose announced body is over its cap before a byte of it is read.
+
+    Files stream to disk and have a high cap; everything else is read into memory, by REST parsers without a bound.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -41,12 +44,12 @@ class UploadCapMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """413 with a sentence; a page for people, a problem document for programs."""
         announced = request.META.get("CONTENT_LENGTH") or "0"
-        if not announced.isdecimal() or int(announced) <= settings.UPLOAD_MAX_BYTES + _FORM_ALLOWANCE:
+        is_upload = (request.content_type or "").startswith("multipart/")
+        cap = settings.UPLOAD_MAX_BYTES if is_upload else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        if not announced.isdecimal() or int(announced) <= cap + _FORM_ALLOWANCE:
             return self.get_response(request)
-        cap = f"{settings.UPLOAD_MAX_BYTES / 1024**2:,.0f} MiB"
-        error = TooLarge(
-            f"The upload is over this installation's cap of {cap}. Make it smaller, or raise UPLOAD_MAX_BYTES."
-        )
+        remedy = " or raise UPLOAD_MAX_BYTES" if is_upload else " or send the data as a file"
+        error = TooLarge(f"The request is over the cap of {cap / 1024**2:,.0f} MiB. Make it smaller{remedy}.")
         if request.path.startswith("/api/"):
             body = {"type": "about:blank", "title": error.title, "status": 413, "detail": error.message}
             return JsonResponse(body, status=413, content_type="application/problem+json")

@@ -40,9 +40,14 @@ class TryForm(forms.Form):
     def clean_body(self) -> dict[str, Any]:
         """The JSON object in the text."""
         try:
-            body = json.loads(self.cleaned_data["body"])
-        except ValueError as error:
+            body = json.loads(self.cleaned_data["body"], parse_constant=_refuse_constant)
+            json.dumps(body, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise forms.ValidationError(f"This is not JSON: {error}.") from error
         if not isinstance(body, dict):
             raise forms.ValidationError("The request is a JSON object with “inputs”.")
         return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

@@ -127,7 +127,6 @@ def rollback_target(endpoint: Endpoint) -> Deployment | None:
         return None
     history = (
         endpoint.deployments.champions()
-        .filter(is_rollback=False)
         .exclude(model_version_id=current.model_version_id)
         .select_related("model_version__model", "model_version__artifact")
     )

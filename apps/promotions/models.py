@@ -9,6 +9,7 @@ from django.db import models
 from django.utils import timezone
 
 from apps.core.querysets import TeamScopedQuerySet
+from apps.deployments.models import Deployment
 from apps.registry.models import ModelVersion
 
 REQUEST_LIFETIME: Final = timedelta(days=30)
@@ -54,6 +55,15 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
             models.Q(state=RequestState.SUBMITTED) | models.Q(state=RequestState.APPROVED, rollout=RolloutState.QUEUED),
             expires_at__lt=timezone.now(),
         )
+
+    def to_apply(self) -> Self:
+        """Approved and waiting, first; then what is on its way, and what serves no more or did not at first."""
+        active = Deployment.objects.active().values("pk")
+        followed = models.Q(rollout__in=(RolloutState.APPLYING, RolloutState.FAILED), deployment_id__isnull=False)
+        replaced = models.Q(rollout=RolloutState.LIVE) & ~models.Q(deployment_id__in=active)
+        waiting = models.Q(rollout=RolloutState.QUEUED)
+        is_later = models.Case(models.When(waiting, then=0), default=1)
+        return self.filter(waiting | followed | replaced).order_by(is_later, "pk")
 
     def with_names(self) -> Self:
         """Everything that a list shows of a request, in one query."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django.db import transaction
@@ -28,6 +29,8 @@ from apps.promotions.models import (
 )
 from apps.registry.models import ModelVersion, ModelVersionState
 
+logger = logging.getLogger(__name__)
+
 
 @transaction.atomic
 def request_promotion(
@@ -53,11 +56,15 @@ def request_promotion(
         justification=justification,
         artifact_digest=model_version.artifact.sha256,
         evidence=evidence,
-        evidence_digest=digest_of(evidence),
+        evidence_digest="",
         requested_by_id=actor.person_id,
         requested_at=now,
         expires_at=now + REQUEST_LIFETIME,
     )
+    # Digested as the database gives it back: jsonb writes some numbers in another form.
+    request.refresh_from_db(fields=["evidence"])
+    request.evidence_digest = digest_of(request.evidence)
+    request.save(update_fields=["evidence_digest"])
     after = {"artifact_digest": request.artifact_digest, "evidence_digest": request.evidence_digest}
     record(actor, "promotion.submitted", request, team=team, after=after, reason=justification)
     return request
@@ -176,11 +183,16 @@ def expire_promotions() -> int:
 
 
 def apply_promotions() -> int:
-    """Put approved versions into service, and follow those on their way. Called by the controller; returns how many."""
-    rolling = PromotionRequest.objects.filter(rollout__in=(RolloutState.QUEUED, RolloutState.APPLYING))
-    keys = list(rolling.order_by("pk").values_list("pk", flat=True)[:100])
+    """Put approved versions into service, and follow what was put there. Called by the controller; returns how many.
+
+    A request that breaks is logged and tried again at the next tick; it holds up no other.
+    """
+    keys = list(PromotionRequest.objects.to_apply().values_list("pk", flat=True)[:200])
     for pk in keys:
-        _apply(pk)
+        try:
+            _apply(pk)
+        except Exception:
+            logger.exception("Promotion request %s cannot be applied; trying again at the next tick", pk)
     return len(keys)
 
 
@@ -189,7 +201,7 @@ def _apply(pk: int) -> None:
     request = PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team").get(pk=pk)
     if request.rollout == RolloutState.QUEUED:
         _start_rollout(request)
-    elif request.rollout == RolloutState.APPLYING:
+    else:
         _follow_rollout(request)
 
 
@@ -205,11 +217,6 @@ def _start_rollout(request: PromotionRequest) -> None:
     deployment = deploy_version(
         actor, endpoint=request.endpoint, model_version=request.model_version, promotion_request_id=request.pk
     )
-    # Whatever this request replaces is no longer on its way.
-    replaced = PromotionRequest.objects.filter(
-        endpoint=request.endpoint, rollout__in=(RolloutState.APPLYING, RolloutState.LIVE)
-    )
-    replaced.exclude(pk=request.pk).update(rollout=RolloutState.ENDED)
     request.deployment_id = deployment.pk
     _set_rollout(actor, request, RolloutState.APPLYING, "Inference is loading the version.")
 
@@ -219,13 +226,16 @@ def _follow_rollout(request: PromotionRequest) -> None:
     started = Deployment.objects.active().filter(pk=request.deployment_id or 0)
     deployment: Deployment | None = started.first()
     if deployment is None:
-        _set_rollout(actor, request, RolloutState.ENDED, "Another version took its place before it was live.")
+        _set_rollout(actor, request, RolloutState.ENDED, "Another version took its place.")
         return
     seen = observe(deployment)
+    if request.rollout == RolloutState.LIVE:
+        return
     if seen.state == "SERVING":
         request.applied_at = timezone.now()
         _set_rollout(actor, request, RolloutState.LIVE, seen.sentence)
-    elif seen.state == "FAILED":
+    elif seen.state == "FAILED" and request.rollout != RolloutState.FAILED:
+        # Replicas go on trying, so this is looked at again until it serves or something else does.
         _set_rollout(actor, request, RolloutState.FAILED, f"Inference could not load it: {seen.sentence}")
 
 

@@ -50,7 +50,7 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, 
     if reason := why_not_onnx(file.read(HEAD_BYTES)):
         raise DomainError(reason, field="file")
     file.seek(0)
-    model = RegisteredModel.objects.select_for_update().select_related("team").get(pk=model.pk)
+    model = RegisteredModel.objects.select_for_update(of=("self",)).select_related("team").get(pk=model.pk)
     size = file.size or 0
     artifact, _ = Artifact.objects.get_or_create(
         sha256=file.sha256,
@@ -126,7 +126,9 @@ def set_alias(actor: Actor, *, model_version: ModelVersion, name: str) -> Alias:
     actor.require("registry.upload")
     if not model_version.is_ready:
         raise Conflict(f"{model_version} is not ready: an alias points at a version that passed validation.")
-    model = RegisteredModel.objects.select_for_update().select_related("team").get(pk=model_version.model_id)
+    model = (
+        RegisteredModel.objects.select_for_update(of=("self",)).select_related("team").get(pk=model_version.model_id)
+    )
     before = Alias.objects.filter(model=model, name=name).select_related("model_version").first()
     alias, _ = Alias.objects.update_or_create(model=model, name=name, defaults={"model_version": model_version})
     record(

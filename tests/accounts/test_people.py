@@ -63,6 +63,24 @@ def test_an_expired_invitation_is_refused(cast: Cast) -> None:
         services.accept_invitation(secret=secret, name="Late", password=PASSWORD, address="", request_id="")
 
 
+def test_an_invitation_falls_with_the_admin_who_sent_it(cast: Cast) -> None:
+    _, secret = services.invite_member(
+        cast.actor("admin"), team=cast.team, email="back@example.com", roles=[Role.ADMIN]
+    )
+    Membership.objects.filter(pk=cast.admin.pk).update(is_active=False)
+    with pytest.raises(NotFound):
+        services.accept_invitation(secret=secret, name="Back", password=PASSWORD, address="", request_id="")
+
+
+def test_a_deactivated_member_does_not_come_back_by_invitation(cast: Cast) -> None:
+    _, secret = services.invite_member(
+        cast.actor("admin"), team=cast.team, email="otto@example.com", roles=[Role.ANALYST]
+    )
+    Membership.objects.create(user=cast.outsider.user, team=cast.team, roles=[Role.ANALYST], is_active=False)
+    with pytest.raises(Conflict, match="activate"):
+        services.accept_invitation(secret=secret, name="x", password=PASSWORD, address="", request_id="")
+
+
 def test_the_owner_of_an_account_joins_another_team_with_its_password(cast: Cast) -> None:
     _, secret = services.invite_member(
         cast.actor("admin"), team=cast.team, email="otto@example.com", roles=[Role.ANALYST]
@@ -145,3 +163,26 @@ def test_a_forged_form_is_refused(cast: Cast) -> None:
     client.force_login(cast.data_scientist.user)
     assert client.post("/models/new/", {"name": "m", "task": "REGRESSION"}).status_code == 403
     assert client.post("/api/v1/models/", {"name": "m", "task": "REGRESSION"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("/api/v1/models/?cursor=cD1hYmM=", 404),
+        ("/api/v1/models/a%00b/", 404),
+        ("/api/v1/models/a%00b/versions/", 404),
+        ("/models/?q=a%00b", 422),
+        ("/audit/?actor=a%00b", 403),
+        ("/sign-in/?next=/sign-in/", 302),
+        ("/jobs/99999999999999999999/", 404),
+        ("/approvals/?before=1e9", 422),
+    ],
+)
+def test_odd_input_is_refused_and_breaks_nothing(cast: Cast, address: str, status: int) -> None:
+    assert cast.browser("data_scientist").get(address).status_code == status
+
+
+def test_a_body_that_is_read_into_memory_has_a_low_cap(cast: Cast) -> None:
+    body = '{"name": "' + "x" * 4_000_000 + '"}'
+    answer = cast.browser("data_scientist").post("/api/v1/models/", body, content_type="application/json")
+    assert (answer.status_code, answer["Content-Type"]) == (413, "application/problem+json")

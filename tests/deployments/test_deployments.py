@@ -107,6 +107,17 @@ def test_rollback_goes_back_and_not_forward_again(cast: Cast) -> None:
         services.roll_back(operator, endpoint=second.endpoint)
 
 
+def test_rollback_never_brings_back_what_was_rolled_back(cast: Cast) -> None:
+    """v1, v2, back to v1, then v3: what served before v3 is v1, not v2."""
+    first, second = _two_versions(cast)
+    operator = cast.actor("operator")
+    services.roll_back(operator, endpoint=second.endpoint)
+    third = builders.ready_version(cast, first.model_version.model)
+    builders.live_request(cast, third, second.endpoint)
+    back = services.roll_back(operator, endpoint=second.endpoint)
+    assert back.model_version_id == first.model_version_id
+
+
 def test_rollback_of_what_one_did_not_see_is_refused(cast: Cast) -> None:
     first, second = _two_versions(cast)
     with pytest.raises(Conflict, match="serves by now"):
@@ -155,7 +166,8 @@ def test_try_it_says_when_inference_does_not_answer(cast: Cast, settings: Any) -
     answer = cast.browser("analyst").post(address, {"body": page.context["form"].initial["body"]})
     assert answer.status_code == 422
     assert "does not answer" in answer.content.decode()
-    assert cast.browser("analyst").post(address, {"body": "not json"}).status_code == 422
+    for body in ("not json", '{"inputs": [NaN]}', '{"id": "\\ud800"}', "[" * 100_000):
+        assert cast.browser("analyst").post(address, {"body": body}).status_code == 422
 
 
 def test_the_endpoint_list_costs_the_same_however_long(cast: Cast, django_assert_max_num_queries: Any) -> None:

@@ -197,7 +197,7 @@ def test_callers_that_leave_free_their_place(service: Service) -> None:
 
 
 def test_a_slow_model_does_not_hold_up_a_fast_one(service: Service) -> None:
-    body = {"inputs": [tensor("x", "FP32", [20, 1, 1], [1.0] * 20)]}
+    body = {"inputs": [tensor("x", "FP32", [60, 1, 1], [1.0] * 60)]}
     started = time.monotonic()
     thread = threading.Thread(target=service.infer, args=("slow", body))
     thread.start()
@@ -232,3 +232,14 @@ def test_a_reader_that_stalls_costs_bounded_memory(service: Service) -> None:
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 500_000)
         assert process.memory_info().rss - before < 30 * 1024 * 1024
     assert service.infer("double", row(1, 2, 3)).ok
+
+
+def test_empty_and_absurd_shapes_leave_the_endpoint_unharmed(service: Service) -> None:
+    empty = json.dumps({"inputs": [tensor("x", "FP32", [1, 0, 2], [])]}).encode()
+    with service.connect() as connection:
+        connection.sendall(request(empty, endpoint="free") * 3)  # one tick, one batch
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 3
+    absurd = {"inputs": [tensor("x", "FP32", [0, 2**62, 2], [])]}
+    assert service.infer("free", absurd).status_code == 400
+    good = {"inputs": [tensor("x", "FP32", [1, 1, 2], [1.0, 2.0])]}
+    assert service.infer("free", good).json()["outputs"][0]["data"] == [1.0, 2.0]

@@ -18,7 +18,7 @@ import pytest
 
 from inference.contracts import RESERVED_LOG_COLUMNS, Limits, LogSettings
 from inference.errors import Overloaded
-from inference.inference_log import Context, Record, Spool, read_spool
+from inference.inference_log import Context, Record, Spool, is_whole, read_spool
 from inference.shipper import to_table, write_segment
 from tests.inference import onnx_models as models
 from tests.inference.conftest import Workbench
@@ -130,6 +130,19 @@ def test_a_disk_that_fills_up_leaves_no_half_block(spool: Spool) -> None:
     spool.seal()
     (path,) = spool.directory.iterdir()
     assert len(list(read_spool(path))) == 2
+
+
+def test_a_damaged_file_is_told_from_a_whole_one(spool: Spool) -> None:
+    for _ in range(3):
+        spool.append(_context(), _record([1]))
+    spool.seal()
+    (path,) = spool.directory.iterdir()
+    assert is_whole(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not is_whole(path)
+    assert len(list(read_spool(path))) < 3
 
 
 def test_segments_have_the_promised_columns(spool: Spool, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from apps.audit.actor import Actor
 from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Deployment, Replica, ServingManifest
-from apps.deployments.services import current_champion
+from apps.deployments.services import current_champion, roll_back
 from apps.promotions import services
 from apps.promotions.evidence import digest_of
 from apps.promotions.models import Decision, Meaning, PromotionRequest, RequestState, Review, RolloutState
@@ -230,6 +230,38 @@ def test_a_version_that_inference_cannot_load_is_reported(cast: Cast) -> None:
     request = _reload(request)
     assert request.rollout == RolloutState.FAILED
     assert "digest does not fit" in request.rollout_message
+
+
+def test_a_version_that_loads_at_last_is_live(cast: Cast) -> None:
+    request = builders.live_request(cast)
+    replica = _replica(errors=[{"deployment_id": request.deployment_id, "message": "The store does not answer."}])
+    services.apply_promotions()
+    replica.errors, replica.loaded = [], [{"deployment_id": request.deployment_id}]
+    replica.save()
+    services.apply_promotions()
+    assert _reload(request).rollout == RolloutState.LIVE
+
+
+def test_a_request_ends_when_something_else_serves(cast: Cast) -> None:
+    first = builders.live_request(cast)
+    replica = _replica(loaded=[{"deployment_id": first.deployment_id}])
+    services.apply_promotions()
+    second = builders.live_request(cast, to=first.endpoint)
+    replica.loaded = [{"deployment_id": second.deployment_id}]
+    replica.save()
+    services.apply_promotions()
+    assert (_reload(first).rollout, _reload(second).rollout) == (RolloutState.ENDED, RolloutState.LIVE)
+    roll_back(cast.actor("operator"), endpoint=first.endpoint)
+    services.apply_promotions()
+    assert _reload(second).rollout == RolloutState.ENDED
+
+
+def test_numbers_that_the_database_writes_in_another_form_can_be_approved(cast: Cast) -> None:
+    version = builders.ready_version(cast)
+    run = builders.finished_run(cast, version)
+    run.metrics.filter(name="rmse").update(value=1e18)
+    request = builders.submitted_request(cast, version)
+    assert builders.sign(cast, request).decision == Decision.APPROVED
 
 
 def test_time_never_approves(cast: Cast) -> None:

@@ -79,8 +79,15 @@ def _write(folder: Path, content: ModelProto | bytes) -> Path:
 
 
 def _survivors() -> list[psutil.Process]:
-    """Validators that still run; the suite may have other children, such as its database."""
-    return [child for child in psutil.Process().children() if "inference.validation" in child.cmdline()]
+    """Validators that still run; the suite may have other children, such as its database, and ones that are gone."""
+    return [child for child in psutil.Process().children() if _is_validator(child)]
+
+
+def _is_validator(process: psutil.Process) -> bool:
+    try:
+        return "inference.validation" in process.cmdline()
+    except psutil.NoSuchProcess:  # or a zombie, which runs no more
+        return False
 
 
 @pytest.mark.parametrize("kind", REFUSED)
