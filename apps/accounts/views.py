@@ -30,7 +30,7 @@ class SignInView(LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
-    def get_redirect_url(self) -> str:  # type: ignore[override] - the stubs are of a later Django
+    def get_redirect_url(self) -> str:  # type: ignore[override]  # the stubs are of a later Django
         """Where the person was going; never this page itself, which would send them round in a circle."""
         wanted = super().get_redirect_url()
         return "" if wanted.partition("?")[0] == self.request.path else wanted
