@@ -82,8 +82,7 @@ class Stack:
             with self._timed("database"):
                 self._supervisor.start_database(EmbeddedPostgres(self._installation))
         with self._timed("database tables"):
-            self._manage("migrate", "--no-input")
-            self._manage("grant_app_role")
+            self._manage("prepare_database")
         if static is not None:
             with self._timed("static files (only when they have changed)"):
                 self._supervisor.finish_step(static[0], "Collecting the static files")
