@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from django.db.models import Prefetch
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -13,7 +14,7 @@ from apps.accounts.models import slug_validator
 from apps.core.api import TeamViewSet
 from apps.deployments import services
 from apps.deployments.models import Deployment, Endpoint
-from apps.deployments.observed import observe
+from apps.deployments.observed import Fleet, observe
 
 
 class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
@@ -52,12 +53,12 @@ class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
 
     def get_desired(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The champion."""
-        champion = services.current_champion(endpoint)
+        champion = next(iter(endpoint.champions), None)
         return dict(DeploymentSerializer(champion).data) if champion else None
 
     def get_observed(self, endpoint: Endpoint) -> dict[str, Any]:
         """State over all live replicas."""
-        seen = observe(services.current_champion(endpoint))
+        seen = observe(next(iter(endpoint.champions), None), self.context["fleet"])
         return {
             "state": seen.state,
             "detail": seen.sentence,
@@ -78,7 +79,13 @@ class RollbackSerializer(serializers.Serializer[Any]):
 class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
     """The team's endpoints."""
 
-    queryset = Endpoint.objects.select_related("team")
+    queryset = Endpoint.objects.select_related("team").prefetch_related(
+        Prefetch(
+            "deployments",
+            Deployment.objects.active().champions().select_related("model_version__model"),
+            to_attr="champions",
+        )
+    )
     serializer_class = EndpointSerializer
     lookup_field = "name"
     permissions: ClassVar[dict[str, str]] = {
@@ -89,12 +96,17 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamView
         "rollback": "deployments.operate",
     }
 
+    def get_serializer_context(self) -> dict[str, Any]:
+        """The replicas, read once however many endpoints there are."""
+        return {**super().get_serializer_context(), "fleet": Fleet.read()}
+
     def create(self, request: Request) -> Response:
         """A new endpoint."""
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         endpoint = services.create_endpoint(request.actor, team=request.team, **serializer.validated_data)
-        return Response(self.get_serializer(endpoint).data, status=status.HTTP_201_CREATED)
+        made = self.get_queryset().get(pk=endpoint.pk)
+        return Response(self.get_serializer(made).data, status=status.HTTP_201_CREATED)
 
     @action(detail=True)
     def deployments(self, request: Request, name: str) -> Response:

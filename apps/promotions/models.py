@@ -65,6 +65,10 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
         is_later = models.Case(models.When(waiting, then=0), default=1)
         return self.filter(waiting | followed | replaced).order_by(is_later, "pk")
 
+    def for_list(self) -> Self:
+        """With names, without the evidence, which may be large."""
+        return self.with_names().defer("evidence")
+
     def with_names(self) -> Self:
         """Everything that a list shows of a request, in one query."""
         return self.select_related("endpoint", "model_version__model", "model_version__uploaded_by", "requested_by")

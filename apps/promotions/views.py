@@ -32,7 +32,7 @@ _MAX_FAILED_SIGNATURES = 5
 @require("team.view")
 def inbox(request: HttpRequest) -> HttpResponse:
     """What needs this person: decisions, their own requests, rollouts and jobs that failed."""
-    requests = PromotionRequest.objects.for_team(request.team).with_names()
+    requests = PromotionRequest.objects.for_team(request.team).for_list()
     user_id = request.actor.user_id
     to_decide = requests.decidable_by(user_id)[:20] if request.actor.can("promotions.review") else []
     failed = Job.objects.for_team(request.team).filter(state__in=(JobState.FAILED, JobState.PARKED))
@@ -50,7 +50,7 @@ def inbox(request: HttpRequest) -> HttpResponse:
 @require("team.view")
 def request_list(request: HttpRequest) -> HttpResponse:
     """All promotion requests of the team, newest first."""
-    page = KeysetPage.of(PromotionRequest.objects.for_team(request.team).with_names(), request.GET)
+    page = KeysetPage.of(PromotionRequest.objects.for_team(request.team).for_list(), request.GET)
     return render(request, "promotions/request_list.html", {"page": page}, fragment="promotions/_requests.html")
 
 

@@ -176,3 +176,6 @@ def test_the_endpoint_list_costs_the_same_however_long(cast: Cast, django_assert
         builders.live_request(cast)
     with django_assert_max_num_queries(9):
         assert browser.get("/endpoints/").status_code == 200
+    api = cast.api("analyst")
+    with django_assert_max_num_queries(8):
+        assert len(api.get("/api/v1/endpoints/").json()["results"]) == 3
