@@ -31,7 +31,7 @@ shots: venv
 
 # Needs uv on the PATH. No index addresses, no uv.lock: the result installs anywhere with plain pip.
 lock:
-	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	@uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --group dev --output-file requirements.lock
 
 # The installed lock is kept inside .venv: equal files mean that there is nothing to do.
