@@ -50,7 +50,7 @@ def digest_of(evidence: dict[str, Any]) -> str:
 
 
 def metric_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
-    """Candidate beside champion for each metric that both have on the same dataset, target and features.
+    """Candidate beside champion for each metric that both have on the same dataset and target.
 
     Rows: ``metric, label, dataset, candidate, champion`` (each with value, ci_low, ci_high), ``change`` and
     ``verdict`` (better, worse, same). Metrics of the candidate without a counterpart come with ``champion`` None.
