@@ -95,11 +95,6 @@ class Installation:
         return self.var_dir / "static"
 
     @property
-    def checkpoints(self) -> Path:
-        """Audit checkpoints, kept outside the database."""
-        return self.var_dir / "checkpoints"
-
-    @property
     def demo_accounts_file(self) -> Path:
         """Sign-in details of the demo team, 0600."""
         return self.var_dir / "demo-accounts.txt"
@@ -152,7 +147,6 @@ class Installation:
                 self.logs,
                 self.uploads,
                 self.cache,
-                self.checkpoints,
             )
             for folder in folders:
                 folder.mkdir(mode=0o700, exist_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django import forms
 from django.contrib.auth.forms import AuthenticationForm
 
@@ -59,7 +57,3 @@ class TokenForm(forms.Form):
         choices=[(30, "30 days"), (90, "90 days"), (365, "1 year")],
         initial=90,
     )
-
-    def clean(self) -> dict[str, Any]:
-        """Keep only what the fields declare."""
-        return dict(super().clean() or {})

@@ -9,7 +9,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from apps.accounts.models import ApiToken, Invitation, Membership, Team, User
@@ -152,18 +152,15 @@ def create_token(
     if ApiToken.objects.usable().filter(membership=membership).count() >= MAX_TOKENS_PER_MEMBER:
         raise Conflict("You have too many tokens. Revoke one that is not used any more.")
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    try:
-        token = ApiToken.objects.create(
-            team=membership.team,
-            membership=membership,
-            name=name,
-            prefix=secret[:12],
-            digest=digest_of(secret),
-            scopes=list(scopes),
-            expires_at=now + timedelta(days=lifetime_days) if lifetime_days else None,
-        )
-    except IntegrityError as error:  # pragma: no cover - 256 random bits collided
-        raise Conflict("Try again.") from error
+    token = ApiToken.objects.create(
+        team=membership.team,
+        membership=membership,
+        name=name,
+        prefix=secret[:12],
+        digest=digest_of(secret),
+        scopes=list(scopes),
+        expires_at=now + timedelta(days=lifetime_days) if lifetime_days else None,
+    )
     expiry = token.expires_at.isoformat() if token.expires_at else None
     record(actor, "token.created", token, team=membership.team, after={"scopes": list(scopes), "expires_at": expiry})
     wake_controller()

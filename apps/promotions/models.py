@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from django.db import models
 from django.utils import timezone
@@ -123,12 +123,6 @@ class PromotionRequest(models.Model):
     def is_open(self) -> bool:
         """True while it waits for a decision."""
         return self.state == RequestState.SUBMITTED
-
-    @property
-    def champion_evidence(self) -> dict[str, Any] | None:
-        """The version that served when the request was made, as frozen."""
-        frozen: dict[str, Any] | None = self.evidence.get("champion")
-        return frozen
 
 
 class Decision(models.TextChoices):
