@@ -23,7 +23,9 @@ MANIFEST_CHANNEL: Final = "serving_manifest"
 """PostgreSQL NOTIFY channel; the payload is the new generation."""
 
 Role = Literal["champion", "canary", "shadow", "standby"]
-Outcome = Literal["ok", "rejected", "failed", "shadow"]
+Outcome = Literal["ok", "guardrail", "rejected", "failed", "shadow"]
+"""What became of a request. ``guardrail``: a rule refused it or put its fallback in the answer's place."""
+GuardrailAction = Literal["flag", "reject", "fallback"]
 
 LATENCY_BUCKETS_US: Final = tuple(int(50 * 2 ** (step / 2)) for step in range(41))
 """Upper bounds of the latency histogram in microseconds: 50 us to 52 s, two per octave, one overflow bucket after.
@@ -45,8 +47,10 @@ RESERVED_LOG_COLUMNS: Final = (
     "total_us",
     "batch_size",
     "outcome",
-    "error",  # null unless the outcome is rejected or failed
+    "error",  # null where the prediction was answered
     "token_id",
+    "guardrails",  # names of the rules that this row violated; null if none
+    "traceparent",  # the caller's W3C trace context; null without one
 )
 """Columns of every segment, before one ``input.<name>`` and one ``output.<name>`` column per tensor."""
 
@@ -98,8 +102,25 @@ class Limits:
     """Bounds of one endpoint. Rows are counted along the batch dimension."""
 
     queue_rows: int = 4096
-    timeout_ms: int = 30_000
+    timeout_ms: int = 30_000  # from the arrival of a request to its answer
     batch_rows: int = 64
+    memory_mb: int | None = None  # of each version's model; None: no bound of its own
+    cpu_cores: float | None = None  # that each version's runs may take on average; None: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class GuardrailRule:
+    """What must hold for each row, and what happens where it does not.
+
+    ``requires`` is an expression of ``inference.guardrails``; one that names an output is checked after the run.
+    ``fallback`` has the value of every output for a row that violates the rule, as nested lists without the batch
+    dimension; it is None unless the action is ``fallback``.
+    """
+
+    name: str
+    requires: str
+    action: GuardrailAction
+    fallback: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +151,8 @@ class EndpointEntry:
     deployments: tuple[DeploymentEntry, ...]
     access: tuple[TokenEntry, ...]
     sticky_header: str | None = None
+    sticky_input: str | None = None  # name of the input whose first row is the key; at most one of the two is set
+    guardrails: tuple[GuardrailRule, ...] = ()
     limits: Limits = field(default_factory=Limits)
     log: LogSettings = field(default_factory=LogSettings)
 
@@ -167,6 +190,7 @@ def _endpoint(entry: dict[str, Any]) -> EndpointEntry:
             **entry,
             "deployments": deployments,
             "access": tuple(TokenEntry(**token) for token in entry["access"]),
+            "guardrails": tuple(GuardrailRule(**rule) for rule in entry["guardrails"]),
             "limits": Limits(**entry["limits"]),
             "log": log,
         }

@@ -53,6 +53,14 @@ class NotReady(Overloaded):
     """The endpoint exists, but this replica has no version of it loaded yet."""
 
 
+class GuardrailViolated(InferenceError):
+    """A guardrail of the endpoint refuses the request; ``rule`` names it."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"The guardrail “{rule}” refuses this request.")
+        self.rule = rule
+
+
 class CallerGone(InferenceError):
     """The caller closed the connection before the model ran."""
 

@@ -73,6 +73,9 @@ class MetricRollup(models.Model):
     requests = models.BigIntegerField()
     rows = models.BigIntegerField()
     errors = models.BigIntegerField()
+    is_shadow = models.BooleanField(db_default=False)  # its requests are copies: they are nobody's traffic
+    cpu_us = models.BigIntegerField(db_default=0)  # CPU time of the whole service, shared out by what each version used
+    guardrails = models.JSONField(db_default={})  # rows that violated a rule, by the rule's name
     latency_histogram = ArrayField(models.BigIntegerField())  # counts by inference.contracts.LATENCY_BUCKETS_US
 
     objects = MetricRollupQuerySet.as_manager()
