@@ -12,6 +12,7 @@ from django.db import transaction
 from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
+from apps.deployments import trial
 from apps.deployments.manifest import guardrail_rule, publish_manifest
 from apps.deployments.models import BOUNDS, MAX_REDACTED, Endpoint, Guardrail, GuardrailAction
 from apps.deployments.traffic import Split
@@ -138,7 +139,8 @@ def _check_guardrail(rule: Guardrail) -> None:
         for field, checked in (("requires", expression), ("fallback", rule)):
             try:
                 check_rule(guardrail_rule(checked), signature)
-            except RuleRejected as error:
+                trial.require_computable(rule.requires, signature)
+            except (RuleRejected, DomainError) as error:
                 raise DomainError(f"{row.model_version}: {error}", field=field) from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from apps.core.errors import Conflict, DomainError
+from apps.deployments import trial
 from apps.deployments.manifest import guardrail_rule
 from apps.deployments.models import Deployment, DeploymentRole, Endpoint
 from apps.registry.models import ModelVersion
@@ -67,7 +68,8 @@ def check_fit(endpoint: Endpoint, model_version: ModelVersion) -> None:
     for row in endpoint.guardrails.all():
         try:
             check_rule(guardrail_rule(row), signature)
-        except RuleRejected as error:
+            trial.require_computable(row.requires, signature)
+        except (RuleRejected, DomainError) as error:
             raise Conflict(
                 f"{model_version} does not fit the guardrail “{row.name}” of {endpoint.name}: {error}"
                 " Change the guardrail first."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from apps.core.errors import DomainError
 from inference.contracts import Signature, TensorSpec
 from inference.datatypes import V2_DATATYPES, Array
 from inference.guardrails import Expression, RuleRejected, has_rows
+
+_WRITABLE: Final = 64  # elements
 
 
 def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
@@ -40,22 +42,42 @@ def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
         return False  # as in service: what cannot be checked does not hold
 
 
-def example_row(signature: Signature) -> dict[str, Any]:
-    """A row that fits: zeros, empty texts, false; free dimensions have one element."""
+def require_computable(requires: str, signature: Signature) -> None:
+    """Raise ``DomainError`` if no row at all can be checked: in service such a rule would refuse every request."""
+    row = {
+        (side, spec.name): _filled(spec, is_batch=has_rows(signature))[np.newaxis]
+        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
+        for spec in specs
+    }
+    try:
+        with np.errstate(all="ignore"):
+            Expression(requires, signature).evaluate(row)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise DomainError(
+            "This puts tensors of different sizes side by side. Use an index, as in x[0], or all(…), any(…), sum(…).",
+            field="requires",
+        ) from error
 
-    def fill(shape: tuple[int, ...], value: Any) -> Any:
-        return [fill(shape[1:], value) for _ in range(min(abs(shape[0]), 64))] if shape else value
+
+def example_row(signature: Signature) -> dict[str, Any]:
+    """A row that fits, of all tensors that a person could write down: zeros, empty texts, false."""
 
     names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
     row = {}
     for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            shape = spec.shape[1:] if has_rows(signature) else spec.shape
-            value: Any = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
-            is_scalar = -1 not in shape and math.prod(shape) == 1
+            filled = _filled(spec, is_batch=has_rows(signature))
             key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
-            row[key] = value if is_scalar else fill(shape, value)
+            if filled.size <= _WRITABLE:
+                row[key] = filled.item() if filled.size == 1 else filled.tolist()
     return row
+
+
+def _filled(spec: TensorSpec, *, is_batch: bool) -> Array:
+    """One row of a tensor: zeros, empty texts, false; free dimensions have one element."""
+    shape = spec.shape[1:] if is_batch else spec.shape
+    filler: Any = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
+    return np.full([abs(size) for size in shape], filler, V2_DATATYPES[spec.datatype])
 
 
 def _row(value: Any, spec: TensorSpec, *, is_batch: bool) -> Array:
@@ -65,8 +87,8 @@ def _row(value: Any, spec: TensorSpec, *, is_batch: bool) -> Array:
         array = np.asarray(value, V2_DATATYPES[spec.datatype])
     except (TypeError, ValueError, OverflowError) as error:
         raise DomainError(f"The value of “{spec.name}” is not {spec.datatype}.", field="sample") from error
-    if -1 not in shape and math.prod(shape) == array.size:
-        array = array.reshape(shape)
+    if math.prod(abs(size) for size in shape) == array.size:
+        array = array.reshape([abs(size) for size in shape])
     if array.ndim != len(shape) or any(want not in (-1, size) for want, size in zip(shape, array.shape, strict=True)):
         raise DomainError(f"A row of “{spec.name}” has the shape {list(shape)}.", field="sample")
     return array[np.newaxis]

@@ -49,7 +49,7 @@ def request_promotion(
     """
     actor.require("promotions.request")
     # Locked, so that of two requests at once the second one sees the first.
-    Endpoint.objects.select_for_update().get(pk=endpoint.pk)
+    endpoint = Endpoint.objects.select_for_update().get(pk=endpoint.pk)
     _require_requestable(model_version, endpoint, initial_weight)
     evidence = collect_evidence(
         model_version=model_version,
