@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import msgspec
 import numpy as np
 import orjson
+import simdjson
 
 from inference.contracts import Signature, TensorSpec
 from inference.datatypes import V2_DATATYPES, Array
@@ -21,6 +22,8 @@ MAX_ID: Final = 128
 MAX_RANK: Final = 64
 MAX_SIZE: Final = 2**31 - 1
 """Of one dimension; beyond it numpy's own arithmetic on empty tensors overflows."""
+LARGE_BYTES: Final = 7 * 1024
+"""Above it a parser that reads numbers straight into an array is faster than one that makes objects."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
 ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
 LENGTH_PREFIX: Final = struct.Struct("<I")
@@ -36,15 +39,24 @@ class _Parameters(msgspec.Struct):
     binary_data_size: int | None = None  # of an input: its bytes after the JSON
     binary_data: bool | None = None  # of a requested output: answer it in binary
     binary_data_output: bool = False  # of the request: answer all outputs in binary
+    timeout: int = 0  # of the request: microseconds; 0 for none
     classification: int = 0
     shared_memory_region: str | None = None
 
 
-class _Tensor(msgspec.Struct):
+class _Tensor(msgspec.Struct, gc=False):
     name: str
     shape: list[int]
     datatype: str
     data: msgspec.Raw = NO_DATA
+    parameters: _Parameters | None = None
+
+
+class _FloatTensor(msgspec.Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
     parameters: _Parameters | None = None
 
 
@@ -60,39 +72,46 @@ class _Request(msgspec.Struct):
     parameters: _Parameters | None = None
 
 
+class _FloatRequest(msgspec.Struct, gc=False):
+    """The usual request: plain numbers. Decoded in one go, which takes half the time of ``_Request``."""
+
+    inputs: list[_FloatTensor]
+    id: str = ""
+    outputs: list[_Output] | None = None
+    parameters: _Parameters | None = None
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
+_float_request_decoder = msgspec.json.Decoder(_FloatRequest)
+_parser: Final = simdjson.Parser()
+_BUFFERS: Final = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
+"""How numbers are read at once, by the kind of the numpy dtype."""
+_PACKED: Final = {"FP16": "e", "FP32": "f", "FP64": "d"}
+"""The struct module's letters."""
 _list_types: Final[dict[str, Any]] = {"f": list[float], "i": list[int], "u": list[int], "b": list[bool], "O": list[str]}
 _list_decoders: Final = {kind: msgspec.json.Decoder(form) for kind, form in _list_types.items()}
 """By the kind of the numpy dtype."""
 
 
-class InferRequest:
+class InferRequest(msgspec.Struct, gc=False):
     """A decoded request that fits the model's signature; tensors are in the signature's order."""
 
-    __slots__ = ("id", "outputs", "rows", "shapes", "values")
-
-    def __init__(
-        self,
-        request_id: str,
-        values: list[Values],
-        shapes: list[list[int]],
-        rows: int,
-        outputs: list[tuple[int, bool]] | None,
-    ) -> None:
-        self.id = request_id
-        self.values = values
-        self.shapes = shapes
-        self.rows = rows
-        self.outputs = outputs  # (index, is_binary) of the outputs asked for; None: all, as JSON
+    id: str
+    values: list[Values]
+    shapes: list[list[int]]
+    rows: int
+    outputs: list[tuple[int, bool]] | None = None  # (index, is_binary) of those asked for; None: all, as JSON
+    timeout_s: float | None = None  # what the caller gives it, from its arrival on
 
 
 class _Input:
     """What decoding one input needs, worked out once."""
 
-    __slots__ = ("datatype", "decoder", "dtype", "kind", "position", "row_shape", "row_size", "shape")
+    __slots__ = ("datatype", "decoder", "dtype", "kind", "name", "position", "row_shape", "row_size", "shape")
 
     def __init__(self, position: int, spec: TensorSpec) -> None:
         self.position = position
+        self.name = spec.name
         self.datatype = spec.datatype
         self.dtype = V2_DATATYPES[spec.datatype]
         self.kind = self.dtype.kind
@@ -111,6 +130,8 @@ class ModelCodec:
         self._outputs = signature.outputs
         self._output_positions = {spec.name: position for position, spec in enumerate(signature.outputs)}
         self._is_batchable = is_batchable
+        only = next(iter(self._inputs.values())) if len(self._inputs) == 1 and is_batchable else None
+        self._only = only if only is not None and only.kind == "f" and only.row_shape else None
         self._head = b'{"model_name":%b,"model_version":"%d","id":"' % (orjson.dumps(endpoint), model_version)
         self._output_heads = [
             b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
@@ -124,15 +145,21 @@ class ModelCodec:
 
         Raises ``RequestRejected`` naming the field that does not fit.
         """
-        binary = b"" if header_length is None else memoryview(body)[header_length:]
-        request = _decode_json(body if header_length is None else memoryview(body)[:header_length])
+        if header_length is None:
+            if self._only is not None and (quick := self._decode_row(body, self._only)) is not None:
+                return quick
+            binary: bytes | memoryview = b""
+            request, arrays = _decode_json(body)
+        else:
+            binary = memoryview(body)[header_length:]
+            request, arrays = _decode_json(memoryview(body)[:header_length])
         if request.id and (len(request.id) > MAX_ID or not ID_PATTERN.fullmatch(request.id)):
             raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", "id")
         count = len(self._inputs)
         values: list[Values | None] = [None] * count
         shapes: list[list[int]] = [[]] * count
         offset = 0
-        for tensor in request.inputs:
+        for tensor, array in zip(request.inputs, arrays, strict=True):
             known = self._inputs.get(tensor.name)
             if known is None or tensor.shape != known.row_shape or tensor.datatype != known.datatype:
                 known = self._checked(tensor)  # anything but one row of the usual shape
@@ -140,7 +167,9 @@ class ModelCodec:
                 raise RequestRejected("is given twice.", _field(tensor))
             size = tensor.parameters.binary_data_size if tensor.parameters else None
             shapes[known.position] = tensor.shape
-            if size is None:
+            if array is not None:
+                values[known.position] = _from_numbers(tensor, known, array)
+            elif size is None:
                 values[known.position] = _from_json(tensor, known)
             else:
                 values[known.position] = _from_binary(tensor, known, binary, offset, size)
@@ -153,7 +182,38 @@ class ModelCodec:
         if len(present) < count:
             missing = next(name for name, known in self._inputs.items() if values[known.position] is None)
             raise RequestRejected("is missing.", f'inputs["{missing}"]')
-        return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request))
+        microseconds = request.parameters.timeout if request.parameters else 0
+        timeout_s = microseconds / 1e6 if microseconds > 0 else None
+        return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request), timeout_s)
+
+    def _decode_row(self, body: bytes | bytearray, only: _Input) -> InferRequest | None:
+        """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
+        if len(body) > LARGE_BYTES:
+            return None
+        try:
+            request = _float_request_decoder.decode(body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return None
+        if len(request.inputs) != 1 or request.outputs is not None or request.parameters is not None or request.id:
+            return None
+        tensor = request.inputs[0]
+        is_usual = tensor.shape == only.row_shape and tensor.datatype == only.datatype and tensor.parameters is None
+        if not is_usual or len(tensor.data) != only.row_size or tensor.name != only.name:
+            return None
+        return InferRequest("", [tensor.data], [tensor.shape], 1)
+
+    def key(self, request: InferRequest, name: str) -> bytes | None:
+        """What the first row of an input is, for sticky routing: equal values give equal bytes, however they came."""
+        known = self._inputs.get(name)
+        if known is None or not request.rows:
+            return None
+        position = known.position
+        array = to_array(request.values[position], request.shapes[position], known.datatype, name)
+        return to_binary(array[:1] if self._is_batchable else array)
+
+    def adopt(self, request: InferRequest) -> InferRequest:
+        """A request decoded for a version with the same inputs, as this version counts its rows."""
+        return msgspec.structs.replace(request, rows=self._rows(request.shapes), outputs=None)
 
     def _checked(self, tensor: _Tensor) -> _Input:
         """The signature's input of that name, after checking datatype and shape against it."""
@@ -297,15 +357,55 @@ def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> 
     if isinstance(values, np.ndarray):
         return values
     try:
-        with np.errstate(over="raise"):
-            return np.fromiter(values, V2_DATATYPES[datatype], len(values)).reshape(shape)
-    except FloatingPointError as error:
+        # Packing a list takes a third of the time that numpy takes to read it.
+        packed = struct.pack(f"<{len(values)}{_PACKED[datatype]}", *values)
+        return np.frombuffer(packed, V2_DATATYPES[datatype]).reshape(shape)
+    except OverflowError as error:
         raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
     except ValueError as error:
         raise RequestRejected(f"{error}.", f'inputs["{name}"].shape') from error
 
 
-def _decode_json(text: bytes | bytearray | memoryview) -> _Request:
+def _decode_json(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]]:
+    """The request, and for each input its numbers where they were read at once."""
+    if len(text) > LARGE_BYTES:
+        large = _decode_large(text)
+        if large is not None:
+            return large
+    request = _decode_small(text)
+    return request, [None] * len(request.inputs)
+
+
+def _decode_large(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]] | None:
+    """Read large tensors without an object for each number; None for what needs a closer look."""
+    try:
+        document: Any = _parser.parse(bytes(text))
+        inputs, arrays = [], []
+        for tensor in document["inputs"]:
+            fields = {name: _plain(tensor[name]) for name in tensor if name != "data"}
+            inputs.append(fields)
+            arrays.append(_numbers(tensor["data"], fields["datatype"]) if "data" in tensor else None)
+        others = {name: _plain(document[name]) for name in document if name != "inputs"}
+        return msgspec.convert({**others, "inputs": inputs}, _Request), arrays
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, msgspec.MsgspecError):
+        return None
+
+
+def _numbers(data: Any, datatype: str) -> Array:
+    """The numbers of a flat JSON array, widened to 64 bits. Raises ``TypeError`` when it holds anything else."""
+    if isinstance(data[0], simdjson.Array):
+        raise TypeError("nested")
+    kind, dtype = _BUFFERS[V2_DATATYPES[datatype].kind]
+    return np.frombuffer(data.as_buffer(of_type=kind), dtype)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, simdjson.Object):
+        return value.as_dict()
+    return value.as_list() if isinstance(value, simdjson.Array) else value
+
+
+def _decode_small(text: bytes | bytearray | memoryview) -> _Request:
     try:
         return _request_decoder.decode(text)
     except msgspec.ValidationError as error:
@@ -329,16 +429,32 @@ def _from_json(tensor: _Tensor, known: _Input) -> Values:
     except msgspec.DecodeError as error:
         raise RequestRejected(f"not valid JSON: {error}.", _field(tensor, ".data")) from error
     if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
-        raise RequestRejected(
-            f"has {len(flat)} elements, the shape {tensor.shape} needs {math.prod(tensor.shape)}.",
-            _field(tensor, ".data"),
-        )
+        raise _wrong_count(tensor, len(flat))
     if known.kind == "f":
         return flat  # turned into an array together with the rest of the batch
     try:
         return np.array(flat, known.dtype).reshape(tensor.shape)
     except (OverflowError, ValueError) as error:
         raise RequestRejected(f"{error}.", _field(tensor, ".data")) from error
+
+
+def _from_numbers(tensor: _Tensor, known: _Input, numbers: Array) -> Array:
+    """The numbers of a large tensor in its datatype and shape."""
+    if len(numbers) != math.prod(tensor.shape):
+        raise _wrong_count(tensor, len(numbers))
+    try:
+        with np.errstate(over="raise"):
+            array = numbers.astype(known.dtype)
+        if known.kind != "f" and not np.array_equal(array, numbers):
+            raise OverflowError
+    except (FloatingPointError, OverflowError) as error:
+        raise RequestRejected(f"a number is too large for {known.datatype}.", _field(tensor, ".data")) from error
+    return array.reshape(tensor.shape)
+
+
+def _wrong_count(tensor: _Tensor, count: int) -> RequestRejected:
+    needed = math.prod(tensor.shape)
+    return RequestRejected(f"has {count} elements, the shape {tensor.shape} needs {needed}.", _field(tensor, ".data"))
 
 
 def _from_nested(tensor: _Tensor, known: _Input) -> list[Any]:

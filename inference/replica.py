@@ -39,12 +39,14 @@ class Replica:
     def __init__(self, settings: Settings, replica_id: str) -> None:
         """Call on the running event loop. Raises ``ConfigurationError`` when keys are missing."""
         self._settings = settings
+        self._replica_id = replica_id
         self._loop = asyncio.get_running_loop()
         self._process = psutil.Process()
         self._metrics = Metrics()
         self._log = Spool(settings.spool, replica_id, cap=settings.spool_cap, seal_interval=settings.seal_interval)
         slow_runs = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="slow-run")
-        self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs)
+        shadow_runs = ThreadPoolExecutor(1, thread_name_prefix="shadow-run")
+        self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs, shadow_runs)
         rest = RestApi(self._dataplane, self._render_metrics)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._installed = asyncio.Event()
@@ -119,14 +121,15 @@ class Replica:
         return [rollups.popleft() for _ in range(min(limit, len(rollups)))]
 
     def _render_metrics(self) -> bytes:
-        return self._metrics.render(
+        return self._dataplane.render_metrics(
+            self._replica_id,
             {
                 "inference_memory_bytes": self._process.memory_info().rss,
                 "inference_connections": len(self._server.connections),
                 "inference_request_bodies_bytes": self._server.buffered,
                 "inference_log_is_full": self._log.is_full,
                 "inference_generation": self._observed.generation,
-            }
+            },
         )
 
 

@@ -41,6 +41,7 @@ ONNX_DATATYPES: Final[Mapping[str, str]] = {
 
 PROBE_ROWS: Final = 2
 WARM_UP_RUNS: Final = 3
+TIMED_ROWS: Final = 8
 NODE_FAILED: Final = "Non-zero status code returned while running"
 
 
@@ -51,6 +52,13 @@ class WarmUp:
     total_ms: float
     run_ms: float  # the fastest single run on one row
     is_batchable: bool
+    row_ms: float = 0.0  # that one more row adds to a run
+
+    def rows_within(self, budget_ms: float) -> int:
+        """How many rows are expected to run in ``budget_ms``; 0 if not even one is."""
+        if self.run_ms > budget_ms:
+            return 0
+        return 1 + int((budget_ms - self.run_ms) / max(self.row_ms, 1e-6))
 
 
 def load_session(model: bytes | str | Path, *, threads: int = 1) -> ort.InferenceSession:
@@ -108,15 +116,23 @@ def example_inputs(signature: Signature, rows: int = 1, *, seed: int = 0) -> Ten
 
 def warm_up(session: ort.InferenceSession, signature: Signature) -> WarmUp:
     """Run the model a few times on example inputs and time it. Raises ``ModelFailed`` when it cannot run at all."""
-    inputs = example_inputs(signature)
     started = time.perf_counter()
+    run_ms = _fastest_ms(session, example_inputs(signature))
+    is_batchable = is_batch_shaped(signature) and _rows_are_independent(session, signature)
+    row_ms = run_ms
+    if is_batchable:
+        several_ms = _fastest_ms(session, example_inputs(signature, rows=TIMED_ROWS))
+        row_ms = max(several_ms - run_ms, 0.0) / (TIMED_ROWS - 1)
+    return WarmUp((time.perf_counter() - started) * 1e3, run_ms, is_batchable, row_ms)
+
+
+def _fastest_ms(session: ort.InferenceSession, inputs: Tensors) -> float:
     durations = []
     for _ in range(WARM_UP_RUNS):
         before = time.perf_counter()
         run(session, inputs)
         durations.append(time.perf_counter() - before)
-    is_batchable = is_batch_shaped(signature) and _rows_are_independent(session, signature)
-    return WarmUp((time.perf_counter() - started) * 1e3, min(durations) * 1e3, is_batchable)
+    return min(durations) * 1e3
 
 
 def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:

@@ -227,7 +227,30 @@ def _request_columns(records: Sequence[StoredRecord]) -> dict[str, Any]:
         "outcome": recorded("outcome", pa.string()),
         "error": recorded("error", pa.string()),
         "token_id": spread("token_ids", pa.int64()),
+        "guardrails": pa.array(_violated(records, total), pa.list_(pa.string())),
+        "traceparent": pa.array(np.repeat(_traceparents(records), counts), pa.string()),
     }
+
+
+def _violated(records: Sequence[StoredRecord], total: int) -> list[list[str] | None]:
+    """For each row the names of the guardrails that it violates."""
+    names: list[list[str] | None] = [None] * total
+    start = 0
+    for stored in records:
+        for rule, rows in stored.record.violations:
+            for row in rows:
+                known = names[start + row]
+                names[start + row] = [rule] if known is None else [*known, rule]
+        start += sum(stored.record.rows)
+    return names
+
+
+def _traceparents(records: Sequence[StoredRecord]) -> Array:
+    """For each request its trace context."""
+    given: list[str | None] = []
+    for stored in records:
+        given += stored.record.traceparents or [None] * len(stored.record.request_ids)
+    return np.array(given, object)
 
 
 def _tensor_columns(
