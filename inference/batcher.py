@@ -24,6 +24,8 @@ SLOW_MS: Final = 5.0
 """A batch expected to run longer than this goes to a thread, so that it does not hold up other models."""
 BATCH_MS: Final = 50.0
 """A batch gets no more rows than are expected to run in this time: those behind it should not wait for long."""
+SOON_S: Final = 0.005
+"""A request that waited no longer runs without asking whether its caller is still there."""
 WATCH_S: Final = 0.25
 """How often deadlines are looked at while a batch is on a thread."""
 
@@ -158,7 +160,7 @@ class Batcher(Generic[J]):
                 break
             queue.popleft()
             self.queued_rows -= count
-            if not job.is_open:
+            if now - job.arrived > SOON_S and not job.is_open:
                 self._drop(job, CallerGone("The caller closed the connection before the model ran."))
             elif now > job.deadline:
                 self._drop(job, Overloaded("The request waited too long for its turn."))

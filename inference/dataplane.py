@@ -114,6 +114,7 @@ class Endpoint:
         self.served = tuple(served)
         self.queued_rows = 0
         self.timeout = entry.limits.timeout_ms / 1e3
+        self.max_rows = entry.limits.queue_rows
         self.answering = [one for one in served if one.entry.role in ANSWERING_ROLES]
         self._targets = targets = [one for one in served if one.entry.weight > 0]
         inputs = targets[0].model.signature.inputs if targets else ()
@@ -121,7 +122,7 @@ class Endpoint:
         self._only = targets[0] if len(targets) == 1 else None
         self._router = Router(entry.name, [one.entry.weight for one in targets]) if targets else None
         self._access = {token.digest: token for token in entry.access}
-        self._callers: dict[bytes, TokenEntry] = {}
+        self.callers: dict[bytes | None, TokenEntry] = {}  # by the ``Authorization`` value that they sent before
 
     def route(self, call: Call) -> Served:
         """Pick the version that answers. Raises ``NotReady``, and what reading the request raises."""
@@ -146,17 +147,13 @@ class Endpoint:
                 return one
         raise NotFound(f"Version {number} does not serve on this endpoint.")
 
-    def caller(self, authorization: bytes) -> TokenEntry | None:
-        """The token behind an ``Authorization`` value that was seen before."""
-        return self._callers.get(authorization)
-
     def admit(self, authorization: bytes, digest: str) -> TokenEntry | None:
         """The token with this digest if it may call the endpoint; remembered for the next time."""
         token = self._access.get(digest)
         if token is not None:
-            if len(self._callers) >= MAX_CACHED_CALLERS:
-                self._callers.clear()
-            self._callers[authorization] = token
+            if len(self.callers) >= MAX_CACHED_CALLERS:
+                self.callers.clear()
+            self.callers[authorization] = token
         return token
 
 
@@ -248,7 +245,7 @@ class Dataplane:
         Raises ``Unauthenticated``, ``NotAllowed``, ``NotFound`` (also for an endpoint of another team), ``NotReady``.
         """
         endpoint = self._endpoints.get(name)
-        token = endpoint.caller(authorization) if endpoint is not None and authorization else None
+        token = endpoint.callers.get(authorization) if endpoint is not None else None
         if endpoint is None or token is None:
             endpoint, token = self._authorize_anew(name, endpoint, authorization or b"")
         if token.expires_at is not None and time.time() >= token.expires_at:
@@ -276,12 +273,11 @@ class Dataplane:
 
     def infer(self, call: Call, name: str, version: str | None, authorization: bytes | None) -> None:
         """Take a request; it is answered later through its ``succeed`` or ``fail``."""
-        call.arrived = time.perf_counter()
+        call.arrived = now = time.perf_counter()
         call.received_us = time.time_ns() // 1000
-        call.violated = ()
         try:
             endpoint, token = self.authorize(name, authorization)
-            if endpoint.queued_rows >= endpoint.entry.limits.queue_rows:  # before the work of reading the request
+            if endpoint.queued_rows >= endpoint.max_rows:  # before the work of reading the request
                 raise Overloaded("The endpoint's queue is full.")
             served = endpoint.route(call) if version is None else endpoint.version(version)
         except InferenceError as error:
@@ -292,23 +288,18 @@ class Dataplane:
             request = call.request = call.decode(served.codec)
             if request.id:
                 call.request_id = request.id
-            self._check_room(endpoint, request.rows)
+            rows = endpoint.queued_rows + request.rows
+            if rows > endpoint.max_rows:
+                raise _no_room(endpoint, request.rows)
+            if self._log.is_full:
+                raise LogUnavailable("The inference log is full; predictions are not served unlogged.", 5)
         except InferenceError as error:
             self._refuse(call, error)
             return
+        endpoint.queued_rows = rows
         timeout = endpoint.timeout
-        call.deadline = call.arrived + (timeout if request.timeout_s is None else min(timeout, request.timeout_s))
-        endpoint.queued_rows += request.rows
+        call.deadline = now + (timeout if request.timeout_s is None else min(timeout, request.timeout_s))
         served.batcher.submit(call)
-
-    def _check_room(self, endpoint: Endpoint, rows: int) -> None:
-        room = endpoint.entry.limits.queue_rows
-        if rows > room:
-            raise RequestTooLarge(f"The request has {rows} rows, the endpoint takes at most {room} at a time.")
-        if endpoint.queued_rows + rows > room:
-            raise Overloaded("The endpoint's queue is full.")
-        if self._log.is_full:
-            raise LogUnavailable("The inference log is full; predictions are not served unlogged.", 5)
 
     def _refuse(self, call: Call, error: InferenceError) -> None:
         self._conclude([call], BatchResult(time.perf_counter(), 0, 0, (), None, error), [1])
@@ -373,10 +364,19 @@ class Dataplane:
             self._log.append(shadow.context, record)
 
 
+def _no_room(endpoint: Endpoint, rows: int) -> InferenceError:
+    if rows > endpoint.max_rows:
+        return RequestTooLarge(
+            f"The request has {rows} rows, the endpoint takes at most {endpoint.max_rows} at a time."
+        )
+    return Overloaded("The endpoint's queue is full.")
+
+
 def _record(
     outcome: Outcome, jobs: Sequence[Job], calls: Sequence[Call], result: BatchResult, rows: list[int]
 ) -> Record:
     now, started, error = time.perf_counter(), result.started, result.error
+    traceparents = [call.traceparent for call in calls]
     return Record(
         outcome,
         [call.request_id for call in calls],
@@ -389,7 +389,7 @@ def _record(
         result.rows,
         None if error is None else error.detail if isinstance(error, ModelFailed) else str(error),
         [(one.rule.name, np.flatnonzero(one.rows).tolist()) for one in result.violations],
-        [call.traceparent for call in calls] if any(call.traceparent for call in calls) else [],
+        traceparents if any(traceparents) else [],
         result.inputs,
         () if result.outputs is None else result.outputs.arrays,
     )

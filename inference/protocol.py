@@ -146,7 +146,7 @@ class ModelCodec:
         Raises ``RequestRejected`` naming the field that does not fit.
         """
         if header_length is None:
-            if self._only is not None and (quick := self._decode_row(body, self._only)) is not None:
+            if self._only is not None and len(body) <= LARGE_BYTES and (quick := _decode_row(body, self._only)):
                 return quick
             binary: bytes | memoryview = b""
             request, arrays = _decode_json(body)
@@ -185,22 +185,6 @@ class ModelCodec:
         microseconds = request.parameters.timeout if request.parameters else 0
         timeout_s = microseconds / 1e6 if microseconds > 0 else None
         return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request), timeout_s)
-
-    def _decode_row(self, body: bytes | bytearray, only: _Input) -> InferRequest | None:
-        """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
-        if len(body) > LARGE_BYTES:
-            return None
-        try:
-            request = _float_request_decoder.decode(body)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            return None
-        if len(request.inputs) != 1 or request.outputs is not None or request.parameters is not None or request.id:
-            return None
-        tensor = request.inputs[0]
-        is_usual = tensor.shape == only.row_shape and tensor.datatype == only.datatype and tensor.parameters is None
-        if not is_usual or len(tensor.data) != only.row_size or tensor.name != only.name:
-            return None
-        return InferRequest("", [tensor.data], [tensor.shape], 1)
 
     def key(self, request: InferRequest, name: str) -> bytes | None:
         """What the first row of an input is, for sticky routing: equal values give equal bytes, however they came."""
@@ -272,7 +256,8 @@ class ModelCodec:
         rows = request.rows
         if request.outputs is None:
             if rows == 1:
-                return b"%b%b%b" % (self._head, request_id, outputs.single_rows(self._output_heads)[start]), None
+                tails = outputs.singles or outputs.single_rows(self._output_heads)
+                return b"%b%b%b" % (self._head, request_id, tails[start]), None
             texts = [
                 text_head + outputs.text(position, start, rows) for position, text_head in enumerate(self._output_heads)
             ]
@@ -297,14 +282,14 @@ class BatchOutputs:
     NaN and infinities, which JSON does not have, become ``null``.
     """
 
-    __slots__ = ("_dimensions", "_is_batch", "_rows", "_singles", "arrays", "row_count")
+    __slots__ = ("_dimensions", "_is_batch", "_rows", "arrays", "row_count", "singles")
 
     def __init__(self, arrays: Sequence[Array], row_count: int, *, is_batch: bool) -> None:
         self.arrays = arrays
         self.row_count = row_count
         self._is_batch = is_batch
         self._rows: list[list[bytes] | None] = [None] * len(arrays)
-        self._singles: list[bytes] | None = None
+        self.singles: list[bytes] | None = None
         self._dimensions: list[bytes] = [
             b"".join(b",%d" % size for size in array.shape[1:])
             if is_batch
@@ -323,13 +308,13 @@ class BatchOutputs:
 
     def single_rows(self, heads: list[bytes]) -> list[bytes]:
         """For each row the end of a whole answer with that row alone, from after the request id on."""
-        if self._singles is None:
+        if self.singles is None:
             columns = []
             for position, head in enumerate(heads):
                 before = b'%b%b],"data":[' % (head, self.dimensions(position, 1))
                 columns.append([b"%b%b]}" % (before, text) for text in self._texts(position)])
-            self._singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
-        return self._singles
+            self.singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
+        return self.singles
 
     def _texts(self, position: int) -> list[bytes]:
         texts = self._rows[position]
@@ -364,6 +349,22 @@ def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> 
         raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
     except ValueError as error:
         raise RequestRejected(f"{error}.", f'inputs["{name}"].shape') from error
+
+
+def _decode_row(body: bytes | bytearray, only: _Input) -> InferRequest | None:
+    """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
+    try:
+        request = _float_request_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    if len(request.inputs) != 1 or request.outputs is not None or request.parameters is not None or request.id:
+        return None
+    tensor = request.inputs[0]
+    data, shape = tensor.data, tensor.shape
+    is_usual = shape == only.row_shape and len(data) == only.row_size and tensor.datatype == only.datatype
+    if not is_usual or tensor.name != only.name or tensor.parameters is not None:
+        return None
+    return InferRequest("", [data], [shape], 1)
 
 
 def _decode_json(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]]:

@@ -25,7 +25,7 @@ from inference.errors import (
     RequestTooLarge,
     Unauthenticated,
 )
-from inference.http import JSON_TYPE, Exchange, Refused
+from inference.http import JSON_TYPE, Exchange, Head, Refused
 from inference.protocol import ID_PATTERN, MAX_ID, BatchOutputs, InferRequest, ModelCodec
 
 VERSION: Final = "0.1.0"
@@ -55,18 +55,21 @@ class Route:
     """Where a path leads. ``name`` and ``version`` are empty on the server's own paths."""
 
     method: bytes
-    action: Callable[[Exchange], None]
+    action: Callable[[Exchange, Plan], None]
     name: str = ""
     version: str | None = None
+
+
+NOWHERE: Final = Route(b"", lambda exchange, plan: None)
 
 
 class Plan:
     """What the head of a request says, worked out once for all requests with that head."""
 
-    __slots__ = ("authorization", "encoding", "header_length", "name", "request_id", "route", "traceparent", "version")
+    __slots__ = ("action", "authorization", "encoding", "header_length", "name", "request_id", "traceparent", "version")
 
-    def __init__(self, route: Route, headers: dict[bytes, bytes]) -> None:
-        self.route = route
+    def __init__(self, action: Callable[[Exchange, Plan], None], route: Route, headers: dict[bytes, bytes]) -> None:
+        self.action = action
         self.name, self.version = route.name, route.version
         self.authorization = headers.get(b"authorization")
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
@@ -86,6 +89,7 @@ class HttpCall(Call):
         self.plan = plan
         self.request_id = request_id
         self.traceparent = plan.traceparent
+        self.violated = ()
 
     @property
     def is_open(self) -> bool:
@@ -103,7 +107,7 @@ class HttpCall(Call):
         return self.exchange.head.headers.get(name.lower().encode())
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
-        request_id = self.request_id.encode()
+        request_id = self.request_id.encode("ascii")
         body, json_length = self.served.codec.encode(outputs, start, self.request, request_id)
         headers = b"x-request-id: %b\r\n" % request_id
         if self.violated or self.traceparent is not None:
@@ -142,20 +146,19 @@ class RestApi:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
-        head = exchange.head
-        plan = head.route
-        if plan is None:
-            route = self._resolve(head.path)
-            if route is None:
-                send_error(exchange, NotFound("There is nothing at this path."))
-                return
-            plan = head.route = Plan(route, head.headers)
-        route = plan.route
-        if head.method == route.method or (head.method == b"HEAD" and route.method == b"GET"):
-            route.action(exchange)
+        plan: Plan = exchange.head.route or self._plan(exchange.head)
+        plan.action(exchange, plan)
+
+    def _plan(self, head: Head) -> Plan:
+        route = self._resolve(head.path)
+        if route is None:
+            plan = Plan(_nothing_here, NOWHERE, head.headers)
+        elif head.method == route.method or (head.method == b"HEAD" and route.method == b"GET"):
+            plan = Plan(route.action, route, head.headers)
         else:
-            allow = b"allow: GET, HEAD\r\n" if route.method == b"GET" else b"allow: POST\r\n"
-            _send(exchange, 405, {"error": f"Use {route.method.decode()} here."}, allow)
+            plan = Plan(_use_post if route.method == b"POST" else _use_get, route, head.headers)
+        head.route = plan
+        return plan
 
     def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
         """Refuse to read a large body from a caller who may not send it."""
@@ -197,33 +200,30 @@ class RestApi:
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
-    def _infer(self, exchange: Exchange) -> None:
-        plan: Plan = exchange.head.route
-        call = HttpCall(exchange, plan, self._ids.next())
+    def _infer(self, exchange: Exchange, plan: Plan) -> None:
         given = plan.request_id
-        if given is not None:
-            if len(given) > MAX_ID or not ID_PATTERN.fullmatch(given):
-                problem = f"use at most {MAX_ID} printable ASCII characters without quotes."
-                call.fail(RequestRejected(problem, "x-request-id"))
-                return
-            call.request_id = given
+        call = HttpCall(exchange, plan, self._ids.next() if given is None else given)
+        if given is not None and (len(given) > MAX_ID or not ID_PATTERN.fullmatch(given)):
+            call.request_id = self._ids.next()
+            problem = f"use at most {MAX_ID} printable ASCII characters without quotes."
+            call.fail(RequestRejected(problem, "x-request-id"))
+            return
         self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
 
-    def _server_metadata(self, exchange: Exchange) -> None:
+    def _server_metadata(self, exchange: Exchange, plan: Plan) -> None:
         _send(exchange, 200, {"name": "countersign", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
-    def _live(self, exchange: Exchange) -> None:
+    def _live(self, exchange: Exchange, plan: Plan) -> None:
         _send(exchange, 200, {"live": True})
 
-    def _ready(self, exchange: Exchange) -> None:
+    def _ready(self, exchange: Exchange, plan: Plan) -> None:
         is_ready = self._dataplane.accepts_predictions
         _send(exchange, 200 if is_ready else 503, {"ready": is_ready})
 
-    def _metrics(self, exchange: Exchange) -> None:
+    def _metrics(self, exchange: Exchange, plan: Plan) -> None:
         exchange.send(200, self._render_metrics(), content_type=METRICS_TYPE)
 
-    def _model_ready(self, exchange: Exchange) -> None:
-        plan: Plan = exchange.head.route
+    def _model_ready(self, exchange: Exchange, plan: Plan) -> None:
         try:
             self._versions(plan)
         except InferenceError as error:
@@ -231,8 +231,7 @@ class RestApi:
             return
         _send(exchange, 200, {"name": plan.name, "ready": True})
 
-    def _model_metadata(self, exchange: Exchange) -> None:
-        plan: Plan = exchange.head.route
+    def _model_metadata(self, exchange: Exchange, plan: Plan) -> None:
         try:
             served = self._versions(plan)
         except InferenceError as error:
@@ -256,6 +255,18 @@ class RestApi:
         if not endpoint.answering:
             raise Overloaded("No version of this endpoint is ready.")
         return sorted(endpoint.answering, key=lambda one: one.entry.role != "champion")
+
+
+def _nothing_here(exchange: Exchange, plan: Plan) -> None:
+    send_error(exchange, NotFound("There is nothing at this path."))
+
+
+def _use_get(exchange: Exchange, plan: Plan) -> None:
+    _send(exchange, 405, {"error": "Use GET here."}, b"allow: GET, HEAD\r\n")
+
+
+def _use_post(exchange: Exchange, plan: Plan) -> None:
+    _send(exchange, 405, {"error": "Use POST here."}, b"allow: POST\r\n")
 
 
 def send_error(exchange: Exchange, error: InferenceError, headers: bytes = b"") -> None:
