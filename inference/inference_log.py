@@ -122,6 +122,11 @@ class StoredRecord:
     record: Record
     tensors: list[StoredTensor] = field(default_factory=list)
 
+    @property
+    def row_count(self) -> int:
+        """How many predictions it holds."""
+        return sum(self.record.rows)
+
 
 class Spool:
     """The spool of one run of a replica. Not thread-safe: the event loop's thread owns it."""
