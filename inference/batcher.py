@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 
 from inference.contracts import GuardrailRule, Limits, Signature, TensorSpec
-from inference.datatypes import Array
+from inference.datatypes import V2_DATATYPES, Array
 from inference.errors import CallerGone, DeadlineExceeded, GuardrailViolated, InferenceError, ModelFailed, Overloaded
 from inference.guardrails import Guard, Violation, fallback_row
 from inference.model_store import LoadedModel
@@ -126,7 +126,7 @@ class Batcher(Generic[J]):
             self._running = jobs
             future = self._loop.run_in_executor(self._executor, execute, self._model, self._guard, jobs, rows)
             future.add_done_callback(lambda done: self._finish(*done.result()))
-            self._loop.call_later(WATCH_S, self._watch, jobs)
+            self._watch_later(jobs)
 
     def _finish(self, results: Results[J], cpu_s: float) -> None:
         self._spent(cpu_s)
@@ -173,7 +173,6 @@ class Batcher(Generic[J]):
         """Answer those whose time is up while a batch is on a thread: they cannot know how long it still takes."""
         if self._running is not running:
             return
-        self._loop.call_later(WATCH_S, self._watch, running)
         now = time.perf_counter()
         late = [job for job in running if now > job.deadline and job not in self._expired]
         self._expired.update(late)
@@ -188,6 +187,12 @@ class Batcher(Generic[J]):
                     self._drop(job, Overloaded("The request waited too long for its turn."))
                 else:
                     self._queue.append(job)
+        self._watch_later(running)
+
+    def _watch_later(self, running: Sequence[J]) -> None:
+        now = time.perf_counter()
+        left = [job.deadline - now for job in running if job not in self._expired]
+        self._loop.call_later(max(min([WATCH_S, *left]), 0.001), self._watch, running)
 
     def _drop(self, job: J, error: InferenceError) -> None:
         self._done([job], BatchResult(time.perf_counter(), 0, 0, (), None, error))
@@ -228,6 +233,10 @@ def _run(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) 
     except Exception as error:
         if len(jobs) > 1:
             return [result for job in jobs for result in _run(model, guard, [job], job.request.rows)]
+        arrays = _from_fallbacks(violations, model.signature, rows) if is_batch else []
+        if arrays:
+            outputs = BatchOutputs(arrays, rows, is_batch=True)
+            return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, outputs, None, violations))]
         known = error if isinstance(error, InferenceError) else ModelFailed(f"{type(error).__name__}: {error}")
         return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, None, known, violations))]
     outputs = BatchOutputs(arrays, rows, is_batch=is_batch)
@@ -336,6 +345,21 @@ def _fall_back(
             else:
                 replaced[position] = row
     return replaced
+
+
+def _from_fallbacks(violations: Sequence[Violation], signature: Signature, rows: int) -> list[Array]:
+    """The outputs of a request on which the model broke, if fallbacks have all of its rows; else nothing."""
+    covered = np.zeros(rows, np.bool_)
+    for violation in violations:
+        if violation.rule.action == "fallback":
+            covered |= violation.rows
+    if not rows or not covered.all():
+        return []
+    arrays: list[Array] = []
+    for spec in signature.outputs:
+        shape = tuple(max(size, 1) for size in spec.shape[1:])
+        arrays.append(np.zeros((rows, *shape), V2_DATATYPES[spec.datatype]))
+    return _fall_back(arrays, violations, signature, is_batch=True)
 
 
 def _elapsed_us(started: float) -> int:

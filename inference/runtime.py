@@ -42,6 +42,7 @@ ONNX_DATATYPES: Final[Mapping[str, str]] = {
 PROBE_ROWS: Final = 2
 WARM_UP_RUNS: Final = 3
 TIMED_ROWS: Final = 8
+WORTH_TIMING_MS: Final = 5.0  # a slower model's rows are taken to cost as much together as alone
 NODE_FAILED: Final = "Non-zero status code returned while running"
 
 
@@ -120,7 +121,7 @@ def warm_up(session: ort.InferenceSession, signature: Signature) -> WarmUp:
     run_ms = _fastest_ms(session, example_inputs(signature))
     is_batchable = is_batch_shaped(signature) and _rows_are_independent(session, signature)
     row_ms = run_ms
-    if is_batchable:
+    if is_batchable and run_ms < WORTH_TIMING_MS:
         several_ms = _fastest_ms(session, example_inputs(signature, rows=TIMED_ROWS))
         row_ms = max(several_ms - run_ms, 0.0) / (TIMED_ROWS - 1)
     return WarmUp((time.perf_counter() - started) * 1e3, run_ms, is_batchable, row_ms)
