@@ -117,7 +117,10 @@ def run_load_test(
     ``LoadFailed`` with what the person can do, and whatever ``progress`` raises.
     """
     progress(0.0, "Starting a service of its own")
-    with tempfile.TemporaryDirectory(dir=folder, prefix="load-test-") as name, _Service(Path(name), candidate) as service:
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="load-test-") as name,
+        _Service(Path(name), candidate) as service,
+    ):
         service.wait_until_ready(progress)
         loaded_rss = service.memory()
         order = LoadOrder(
@@ -330,9 +333,8 @@ def _drive(order: LoadOrder, plan: LoadPlan, service: _Service, progress: Progre
             if "step" in document:
                 steps.append(document["step"])
             if service.memory() > plan.memory_bytes:
-                raise LoadFailed(
-                    f"The serving process took more than {plan.memory_bytes / 1024**3:.1f} GiB of memory and was stopped."
-                )
+                allowed = f"{plan.memory_bytes / 1024**3:.1f} GiB"
+                raise LoadFailed(f"The serving process took more than {allowed} of memory and was stopped.")
             share = min((time.monotonic() - began) / plan.seconds, 0.99)
             progress(share, f"Step {len(steps) + 1} of {len(labels)}: {[*labels, 'summing up'][len(steps)]}")
         if len(steps) < len(labels):

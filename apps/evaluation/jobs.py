@@ -1,4 +1,4 @@
-"""The two jobs: reading an upload, and scoring a model on a dataset."""
+"""The jobs: reading an upload, scoring a model on a dataset, and driving a model to see what it can do."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def load_test(run: JobRun, *, load_test_id: int) -> dict[str, Any]:
         schema = test.dataset_version.schema
         requests = dataset_requests(stored, signature=signature, schema=schema, features=test.features)
     candidate = Candidate(artifact, version.artifact.sha256, version.model.name, version.number, signature)
-    plan = LoadPlan(float(test.step_s), test.max_concurrency, "poisson" if test.arrivals == "poisson" else "constant", test.slo_rate)
+    plan = LoadPlan(
+        float(test.step_s), test.max_concurrency, "poisson" if test.arrivals == "poisson" else "constant", test.slo_rate
+    )
     try:
         with _only_one_here(run):
             result = run_load_test(

@@ -99,8 +99,8 @@ def caveats(result: dict[str, Any]) -> list[str]:
     busiest = max(step["other_cores"] for step in steps)
     if busiest > BUSY_HOST * cores:
         said.append(
-            f"Other processes used up to {busiest:.1f} of the host’s {cores} cores meanwhile: it can do more than this. "
-            "Repeat the test when the host is quiet."
+            f"Other processes used up to {busiest:.1f} of the host’s {cores} cores meanwhile: it can do more "
+            "than this. Repeat the test when the host is quiet."
         )
     best = next(step for step in result["closed"] if step["concurrency"] == result["capacity_concurrency"])
     if best["generator_cores"] > FULL_GENERATOR:

@@ -8,11 +8,12 @@ from typing import Any
 from apps.audit.chain import canonical_json
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.charts import is_score
-from apps.evaluation.evidence import evaluation_evidence
-from apps.evaluation.models import METRIC_LABELS, EvaluationRun
+from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
+from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
+_MAX_LOAD_TESTS = 5
 
 
 def collect_evidence(*, model_version: ModelVersion, endpoint: Endpoint, champion: Deployment | None) -> dict[str, Any]:
@@ -26,8 +27,9 @@ def collect_evidence(*, model_version: ModelVersion, endpoint: Endpoint, champio
 
 
 def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
-    """A version's identity, its validation and its finished evaluations, newest first."""
+    """A version's identity, its validation, its finished evaluations and load tests, newest first."""
     runs = EvaluationRun.objects.finished().filter(model_version=model_version).order_by("-id")[:_MAX_RUNS]
+    tests = LoadTest.objects.finished().filter(model_version=model_version).select_related("dataset_version__dataset")
     return {
         "model": model_version.model.name,
         "task": model_version.model.task,
@@ -41,6 +43,7 @@ def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
         "uploaded_by": model_version.uploaded_by.name,
         "uploaded_at": model_version.uploaded_at.isoformat(),
         "evaluations": [evaluation_evidence(run) for run in runs],
+        "load_tests": [load_test_evidence(test) for test in tests.order_by("-id")[:_MAX_LOAD_TESTS]],
     }
 
 
