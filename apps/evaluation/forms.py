@@ -101,14 +101,12 @@ class LoadTestForm(forms.Form):
         initial=Arrivals.POISSON,
         help_text="At 30 to 90% of the capacity found; latency counts from when a request was due.",
     )
-    slo_rate = forms.FloatField(
-        label="Requests per second to hold", required=False, min_value=0.001, max_value=MAX_RATE
-    )
-    slo_p99_ms = forms.FloatField(label="p99 latency at that rate, at most (ms)", required=False, min_value=0.001)
+    slo_rate = forms.FloatField(label="Requests per second to hold", required=False, min_value=0, max_value=MAX_RATE)
+    slo_p99_ms = forms.FloatField(label="p99 latency at that rate, at most (ms)", required=False, min_value=0)
     cpu_hour_price = forms.FloatField(
-        label="Price of a CPU hour", required=False, min_value=0.000001, help_text="In the currency that you reckon in."
+        label="Price of a CPU hour", required=False, min_value=0, help_text="In the currency that you reckon in."
     )
-    slo_cost = forms.FloatField(label="Cost per thousand predictions, at most", required=False, min_value=1e-9)
+    slo_cost = forms.FloatField(label="Cost per thousand predictions, at most", required=False, min_value=0)
     features = forms.CharField(
         required=False,
         max_length=100_000,

@@ -60,7 +60,7 @@ def judge(result: dict[str, Any], objective: Objective, cpu_hour_price: float | 
         cost = cost_per_thousand(step["cpu_s_per_thousand"], cpu_hour_price)
         lines.append(
             {
-                "demand": f"cost per thousand predictions {where(step)}",
+                "demand": f"Cost per thousand predictions {where(step)}",
                 "limit": objective.cost,
                 "measured": cost,
                 "unit": "",

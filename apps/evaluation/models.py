@@ -274,7 +274,7 @@ class LoadTestQuerySet(TeamScopedQuerySet):
     def beside(self, test: LoadTest) -> Self:
         """The newest finished test of each other version of the same model on the same host, newest version first."""
         tests = self.finished().filter(model_version__model=test.model_version.model, host=test.host)
-        newest = tests.order_by("model_version", "-id").distinct("model_version").values("pk")
+        newest = tests.order_by("model_version_id", "-id").distinct("model_version_id").values("pk")
         others = self.filter(pk__in=newest).exclude(model_version=test.model_version)
         return others.order_by("-model_version__number")
 
@@ -316,7 +316,7 @@ class LoadTest(Measurement):
         constraints = (
             models.CheckConstraint(
                 condition=models.Q(slo_rate__isnull=True, slo_p99_ms__isnull=True)
-                | models.Q(slo_rate__gt=0, slo_p99_ms__gt=0),
+                | models.Q(slo_rate__isnull=False, slo_p99_ms__isnull=False),
                 name="load_test_slo_has_both_sides",
             ),
             models.CheckConstraint(
@@ -324,7 +324,7 @@ class LoadTest(Measurement):
                 name="load_test_cost_has_price",
             ),
             models.CheckConstraint(
-                condition=models.Q(finished_at__isnull=True) | models.Q(capacity__gt=0, host__gt=""),
+                condition=models.Q(finished_at__isnull=True) | (models.Q(capacity__isnull=False) & ~models.Q(host="")),
                 name="load_test_finished_has_figures",
             ),
         )

@@ -314,7 +314,7 @@ def _columns_to_send(
     last = EvaluationRun.objects.filter(
         model_version__model=model_version.model, dataset_version__dataset=dataset_version.dataset
     ).first()
-    choices = [features] if features else [*([last.features] if last else []), names, names[:-1]]
+    choices = [features] if features else [*([last.features] if last else []), None, names[:-1]]
     signature = Signature.from_dict(model_version.signature or {})
     refusal: DomainError | None = None
     for choice in choices:

@@ -94,3 +94,9 @@ def _metrics_by_place(evaluations: list[dict[str, Any]]) -> dict[tuple[str, str,
             place = (run["dataset"]["sha256"], run["target"], metric["name"])
             found.setdefault(place, metric | {"dataset": label})
     return found
+
+
+def newest_load_tests(evidence: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(Candidate or Champion, its newest load test), as frozen; evidence from before there were any has none."""
+    sides = (("Candidate", evidence["candidate"]), ("Champion", evidence.get("champion") or {}))
+    return [(name, side["load_tests"][0]) for name, side in sides if side.get("load_tests")]
