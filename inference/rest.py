@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from inference import VERSION
 from inference.contracts import TensorSpec
-from inference.dataplane import Call, Dataplane, Endpoint, RequestIds, Served
+from inference.dataplane import Call, Dataplane, RequestIds
 from inference.errors import (
     CallerGone,
     InferenceError,
@@ -24,9 +25,8 @@ from inference.errors import (
     Unauthenticated,
 )
 from inference.http import JSON_TYPE, Exchange, Refused
-from inference.protocol import ID_PATTERN, MAX_ID, BatchOutputs, InferRequest, ModelCodec
+from inference.protocol import BatchOutputs, InferRequest, ModelCodec, checked_id
 
-VERSION: Final = "0.1.0"
 BINARY_TYPE: Final = b"application/octet-stream"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_CACHED_PATHS: Final = 4096
@@ -167,12 +167,11 @@ class RestApi:
         given = headers.get(b"x-request-id")
         call = HttpCall(exchange, self._ids.next())
         if given is not None:
-            text = given.decode("latin-1")
-            if len(text) > MAX_ID or not ID_PATTERN.fullmatch(text):
-                problem = f"use at most {MAX_ID} printable ASCII characters without quotes."
-                call.fail(RequestRejected(problem, "x-request-id"))
+            try:
+                call.request_id = checked_id(given.decode("latin-1"), "x-request-id") or call.request_id
+            except RequestRejected as error:
+                call.fail(error)
                 return
-            call.request_id = text
         self._dataplane.infer(call, route.name, route.version, headers.get(b"authorization"))
 
     def _server_metadata(self, exchange: Exchange, route: Route) -> None:
@@ -191,8 +190,7 @@ class RestApi:
     def _model_ready(self, exchange: Exchange, route: Route) -> None:
         try:
             endpoint, _ = self._dataplane.authorize(route.name, exchange.headers.get(b"authorization"))
-            if not self._versions(endpoint, route.version):
-                raise Overloaded("No version of this endpoint is ready.")
+            endpoint.versions(route.version)
         except InferenceError as error:
             send_error(exchange, error)
             return
@@ -201,9 +199,7 @@ class RestApi:
     def _model_metadata(self, exchange: Exchange, route: Route) -> None:
         try:
             endpoint, _ = self._dataplane.authorize(route.name, exchange.headers.get(b"authorization"))
-            served = self._versions(endpoint, route.version)
-            if not served:
-                raise Overloaded("No version of this endpoint is ready.")
+            served = endpoint.versions(route.version)
         except InferenceError as error:
             send_error(exchange, error)
             return
@@ -216,12 +212,6 @@ class RestApi:
             "outputs": [_tensor(spec) for spec in signature.outputs],
         }
         _send(exchange, 200, document)
-
-    def _versions(self, endpoint: Endpoint, number: str | None) -> list[Served]:
-        """The versions that answer, the champion first; only the one with ``number`` if it is given."""
-        if number is not None:
-            return [endpoint.version(number)]
-        return sorted(endpoint.answering, key=lambda one: one.entry.role != "champion")
 
 
 def send_error(exchange: Exchange, error: InferenceError, headers: bytes = b"") -> None:
