@@ -312,7 +312,10 @@ class BatchOutputs:
     def text(self, position: int, start: int, rows: int) -> bytes:
         """The end of an output's JSON object, from inside the shape on."""
         texts = self._texts(position)
-        data = texts[start] if rows == 1 else b",".join(texts[start : start + rows])
+        if rows == 1:
+            data = texts[start]
+        else:
+            data = b",".join(texts[start : start + rows]) if self.arrays[position].size else b""
         return b'%b],"data":[%b]}' % (self.dimensions(position, rows), data)
 
 

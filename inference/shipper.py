@@ -6,8 +6,8 @@ knows is done, one that it does not know is written again.
 
 Columns: ``RESERVED_LOG_COLUMNS``, then for each tensor ``input.<name>`` / ``output.<name>`` (a scalar if a row has
 one element, else a list in row-major order; FP16 widened to float32; null if not stored), and where it is needed
-``shape.input.<name>`` (rows whose shape may vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2
-binary form of a row over the payload cap).
+``shape.input.<name>`` (shape or rank vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2 binary form
+of a row over the payload cap).
 """
 
 from __future__ import annotations
@@ -235,7 +235,10 @@ def _tensor_columns(
 ) -> dict[str, pa.Array]:
     is_batch = records[0].context.is_batch
     row_shape = shape[1:] if is_batch else shape
-    is_scalar = -1 not in row_shape and math.prod(row_shape) == 1
+    # ONNX Runtime tells no scalar from a tensor whose rank is unknown, so what there is decides.
+    tensors = [stored.tensors[position] for stored in records if position < len(stored.tensors)]
+    is_known = bool(shape) or not any(tensor.shape for tensor in tensors)
+    is_scalar = is_known and -1 not in row_shape and math.prod(row_shape) == 1
     kind = _arrow_type(datatype)
     column_type = kind if is_scalar else pa.list_(kind)
     values: list[pa.Array] = []
@@ -253,7 +256,7 @@ def _tensor_columns(
         digests += [None] * rows if tensor is None or tensor.digests is None else tensor.digests
     columns = {name: pa.concat_arrays(values)}
     has_digests = any(digests)
-    if has_digests or (-1 in row_shape and len(row_shape) > 1):
+    if has_digests or not is_known or (-1 in row_shape and len(row_shape) > 1):
         columns[f"shape.{name}"] = pa.array(shapes, pa.list_(pa.int64()))
     if has_digests:
         columns[f"digest.{name}"] = pa.array(digests, pa.string())
