@@ -147,6 +147,17 @@ class Endpoint:
                 return one
         raise NotFound(f"Version {number} does not serve on this endpoint.")
 
+    def versions(self, number: str | None = None) -> list[Served]:
+        """The versions that answer, the champion first; only the one with ``number`` if it is given.
+
+        Raises ``NotReady`` when there is none, and ``NotFound`` as ``version`` does.
+        """
+        if number is not None:
+            return [self.version(number)]
+        if not self.answering:
+            raise NotReady("No version of this endpoint is ready.", 2)
+        return sorted(self.answering, key=lambda one: one.entry.role != "champion")
+
     def admit(self, authorization: bytes, digest: str) -> TokenEntry | None:
         """The token with this digest if it may call the endpoint; remembered for the next time."""
         token = self._access.get(digest)
@@ -255,6 +266,19 @@ class Dataplane:
     def _authorize_anew(
         self, name: str, endpoint: Endpoint | None, authorization: bytes
     ) -> tuple[Endpoint, TokenEntry]:
+        digest, teams = self.authenticate(authorization)
+        if endpoint is None or endpoint.entry.team not in teams:
+            raise NotFound(f'There is no endpoint "{name}".')
+        token = endpoint.admit(authorization, digest)
+        if token is None:
+            raise NotAllowed("The token may not call this endpoint.")
+        return endpoint, token
+
+    def authenticate(self, authorization: bytes) -> tuple[str, set[str]]:
+        """Who calls, before it is known what: the token's digest and the teams that have an endpoint for it.
+
+        Raises ``Unauthenticated`` or ``NotReady``.
+        """
         if not self._has_manifest:
             raise NotReady("The service is starting.", 2)
         scheme, _, credentials = authorization.partition(b" ")
@@ -264,12 +288,7 @@ class Dataplane:
         teams = self._teams.get(digest)
         if teams is None:
             raise Unauthenticated("The token is unknown, expired or revoked.")
-        if endpoint is None or endpoint.entry.team not in teams:
-            raise NotFound(f'There is no endpoint "{name}".')
-        token = endpoint.admit(authorization, digest)
-        if token is None:
-            raise NotAllowed("The token may not call this endpoint.")
-        return endpoint, token
+        return digest, teams
 
     def infer(self, call: Call, name: str, version: str | None, authorization: bytes | None) -> None:
         """Take a request; it is answered later through its ``succeed`` or ``fail``."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ LARGE_BYTES: Final = 7 * 1024
 """Above it a parser that reads numbers straight into an array is faster than one that makes objects."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
 ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 LENGTH_PREFIX: Final = struct.Struct("<I")
 
 Values = list[float] | Array
@@ -104,6 +105,16 @@ class InferRequest(msgspec.Struct, gc=False):
     timeout_s: float | None = None  # what the caller gives it, from its arrival on
 
 
+class ReceivedTensor(NamedTuple):
+    """An input as a transport other than HTTP received it."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes | Sequence[Any]  # in the form of the binary extension, or one element after the other
+    field: str  # where the data was, for an error
+
+
 class _Input:
     """What decoding one input needs, worked out once."""
 
@@ -153,8 +164,7 @@ class ModelCodec:
         else:
             binary = memoryview(body)[header_length:]
             request, arrays = _decode_json(memoryview(body)[:header_length])
-        if request.id and (len(request.id) > MAX_ID or not ID_PATTERN.fullmatch(request.id)):
-            raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", "id")
+        checked_id(request.id, "id")
         count = len(self._inputs)
         values: list[Values | None] = [None] * count
         shapes: list[list[int]] = [[]] * count
@@ -178,13 +188,42 @@ class ModelCodec:
             raise RequestRejected(
                 f"{len(binary)} bytes follow the JSON, the inputs' binary_data_size add up to {offset}.", "inputs"
             )
+        microseconds = request.parameters.timeout if request.parameters else 0
+        return InferRequest(
+            request.id,
+            self._present(values),
+            shapes,
+            self._rows(shapes),
+            self._wanted(request),
+            microseconds / 1e6 if microseconds > 0 else None,
+        )
+
+    def decode_tensors(self, tensors: Iterable[ReceivedTensor], outputs: Iterable[str] = ()) -> InferRequest:
+        """Read a request whose parts a transport has taken apart; ``outputs`` are the names asked for, or none for all.
+
+        Raises ``RequestRejected`` naming the field that does not fit.
+        """
+        values: list[Values | None] = [None] * len(self._inputs)
+        shapes: list[list[int]] = [[]] * len(self._inputs)
+        for one in tensors:
+            tensor = _Tensor(one.name, one.shape, one.datatype)
+            known = self._checked(tensor)
+            if values[known.position] is not None:
+                raise RequestRejected("is given twice.", _field(tensor))
+            shapes[known.position] = one.shape
+            if isinstance(one.data, bytes):
+                values[known.position] = _from_bytes(one.data, tensor, known, one.field)
+            else:
+                values[known.position] = _from_flat(one.data, tensor, known, one.field)
+        wanted = self._wanted(_Request([], outputs=[_Output(name) for name in outputs]))
+        return InferRequest("", self._present(values), shapes, self._rows(shapes), wanted)
+
+    def _present(self, values: list[Values | None]) -> list[Values]:
         present = [value for value in values if value is not None]
-        if len(present) < count:
+        if len(present) < len(values):
             missing = next(name for name, known in self._inputs.items() if values[known.position] is None)
             raise RequestRejected("is missing.", f'inputs["{missing}"]')
-        microseconds = request.parameters.timeout if request.parameters else 0
-        timeout_s = microseconds / 1e6 if microseconds > 0 else None
-        return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request), timeout_s)
+        return present
 
     def key(self, request: InferRequest, name: str) -> bytes | None:
         """What the first row of an input is, for sticky routing: equal values give equal bytes, however they came."""
@@ -325,8 +364,23 @@ class BatchOutputs:
     def text(self, position: int, start: int, rows: int) -> bytes:
         """The end of an output's JSON object, from inside the shape on."""
         texts = self._texts(position)
-        data = texts[start] if rows == 1 else b",".join(texts[start : start + rows])
+        if rows == 1:
+            data = texts[start]
+        else:
+            data = b",".join(texts[start : start + rows]) if self.arrays[position].size else b""
         return b'%b],"data":[%b]}' % (self.dimensions(position, rows), data)
+
+
+def trace_context(text: str | None) -> str | None:
+    """A W3C ``traceparent``; None for what is not one, as its recommendation wants."""
+    return text if text is not None and TRACEPARENT.fullmatch(text) else None
+
+
+def checked_id(text: str, field: str) -> str:
+    """A caller's request id, or none. Raises ``RequestRejected`` for one that is no plain text for logs and headers."""
+    if text and (len(text) > MAX_ID or not ID_PATTERN.fullmatch(text)):
+        raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", field)
+    return text
 
 
 def to_binary(array: Array) -> bytes:
@@ -429,20 +483,30 @@ def _from_json(tensor: _Tensor, known: _Input) -> Values:
         flat = _from_nested(tensor, known)
     except msgspec.DecodeError as error:
         raise RequestRejected(f"not valid JSON: {error}.", _field(tensor, ".data")) from error
-    if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
-        raise _wrong_count(tensor, len(flat))
-    if known.kind == "f":
-        return flat  # turned into an array together with the rest of the batch
+    if known.kind != "f":
+        return _from_flat(flat, tensor, known, _field(tensor, ".data"))
+    _check_count(flat, tensor, known, _field(tensor, ".data"))
+    return flat  # turned into an array together with the rest of the batch
+
+
+def _from_flat(flat: Sequence[Any], tensor: _Tensor, known: _Input, field: str) -> Array:
+    _check_count(flat, tensor, known, field)
     try:
         return np.array(flat, known.dtype).reshape(tensor.shape)
     except (OverflowError, ValueError) as error:
-        raise RequestRejected(f"{error}.", _field(tensor, ".data")) from error
+        raise RequestRejected(f"{error}.", field) from error
+
+
+def _check_count(flat: Sequence[Any] | Array, tensor: _Tensor, known: _Input, field: str) -> None:
+    if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
+        raise RequestRejected(
+            f"has {len(flat)} elements, the shape {tensor.shape} needs {math.prod(tensor.shape)}.", field
+        )
 
 
 def _from_numbers(tensor: _Tensor, known: _Input, numbers: Array) -> Array:
     """The numbers of a large tensor in its datatype and shape."""
-    if len(numbers) != math.prod(tensor.shape):
-        raise _wrong_count(tensor, len(numbers))
+    _check_count(numbers, tensor, known, _field(tensor, ".data"))
     try:
         with np.errstate(over="raise"):
             array = numbers.astype(known.dtype)
@@ -451,11 +515,6 @@ def _from_numbers(tensor: _Tensor, known: _Input, numbers: Array) -> Array:
     except (FloatingPointError, OverflowError) as error:
         raise RequestRejected(f"a number is too large for {known.datatype}.", _field(tensor, ".data")) from error
     return array.reshape(tensor.shape)
-
-
-def _wrong_count(tensor: _Tensor, count: int) -> RequestRejected:
-    needed = math.prod(tensor.shape)
-    return RequestRejected(f"has {count} elements, the shape {tensor.shape} needs {needed}.", _field(tensor, ".data"))
 
 
 def _from_nested(tensor: _Tensor, known: _Input) -> list[Any]:
@@ -480,12 +539,16 @@ def _from_binary(tensor: _Tensor, known: _Input, binary: memoryview | bytes, off
         raise RequestRejected("has both data and binary_data_size.", _field(tensor))
     if not 0 <= size <= len(binary) - offset:
         raise RequestRejected(f"is {size}, but {len(binary) - offset} bytes are left after the JSON.", field)
-    part = binary[offset : offset + size]
+    return _from_bytes(binary[offset : offset + size], tensor, known, field)
+
+
+def _from_bytes(part: memoryview | bytes, tensor: _Tensor, known: _Input, field: str) -> Array:
     count = math.prod(tensor.shape)
     if known.kind == "O":
         return _strings(part, count, _field(tensor)).reshape(tensor.shape)
-    if size != count * known.dtype.itemsize:
-        raise RequestRejected(f"is {size}, the shape {tensor.shape} needs {count * known.dtype.itemsize} bytes.", field)
+    size, needed = len(part), count * known.dtype.itemsize
+    if size != needed:
+        raise RequestRejected(f"is {size}, the shape {tensor.shape} needs {needed} bytes.", field)
     if known.kind == "b" and size and max(part) > 1:
         raise RequestRejected("a BOOL is one byte, 0 or 1.", _field(tensor))
     return np.frombuffer(part, known.dtype).reshape(tensor.shape)

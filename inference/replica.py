@@ -49,6 +49,11 @@ class Replica:
         self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs, shadow_runs)
         rest = RestApi(self._dataplane, self._render_metrics)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
+        self._grpc = None
+        if settings.grpc_port:
+            from inference.grpc_api import GrpcServer  # its libraries cost time and memory
+
+            self._grpc = GrpcServer(self._dataplane, settings)
         self._installed = asyncio.Event()
         self._observed = Observed()
         self._reconciler = Reconciler(
@@ -76,6 +81,8 @@ class Replica:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._installed.wait(), ACCEPT_ANYWAY_S)
         await self._server.start(listener)
+        if self._grpc is not None:
+            await self._grpc.start()
         await stop.wait()
         await self._drain()
 
@@ -84,7 +91,8 @@ class Replica:
         self._observed.state = "DRAINING"
         self._observed.changed.set()
         self._reconciler.stop()
-        await self._server.drain(self._settings.drain_timeout)
+        servers = [self._server] if self._grpc is None else [self._server, self._grpc]
+        await asyncio.gather(*(server.drain(self._settings.drain_timeout) for server in servers))
         self._metrics.roll()
         self._log.close()
         self._observed.state = "STOPPED"

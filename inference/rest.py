@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from inference import VERSION
 from inference.contracts import TensorSpec
 from inference.dataplane import Call, Dataplane, RequestIds, Served
 from inference.errors import (
@@ -26,9 +27,8 @@ from inference.errors import (
     Unauthenticated,
 )
 from inference.http import JSON_TYPE, Exchange, Head, Refused
-from inference.protocol import ID_PATTERN, MAX_ID, BatchOutputs, InferRequest, ModelCodec
+from inference.protocol import BatchOutputs, InferRequest, ModelCodec, checked_id, trace_context
 
-VERSION: Final = "0.1.0"
 BINARY_TYPE: Final = b"application/octet-stream"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_CACHED_PATHS: Final = 4096
@@ -44,7 +44,6 @@ STATUS: Final[dict[type[InferenceError], int]] = {
     Overloaded: 503,
     DeadlineExceeded: 504,
 }
-TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 PATH: Final = re.compile(
     r"/v2/models/(?P<name>[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})(?:/versions/(?P<version>[0-9]{1,18}))?(?P<action>/infer|/ready)?"
 )
@@ -74,9 +73,8 @@ class Plan:
         self.authorization = headers.get(b"authorization")
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
         self.header_length = headers.get(b"inference-header-content-length")
-        request_id = headers.get(b"x-request-id")
-        self.request_id = None if request_id is None else request_id.decode("latin-1")
-        self.traceparent = _traceparent(headers.get(b"traceparent"))
+        self.request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        self.traceparent = trace_context(headers.get(b"traceparent", b"").decode("latin-1"))
 
 
 class HttpCall(Call):
@@ -202,12 +200,14 @@ class RestApi:
 
     def _infer(self, exchange: Exchange, plan: Plan) -> None:
         given = plan.request_id
-        call = HttpCall(exchange, plan, self._ids.next() if given is None else given)
-        if given is not None and (len(given) > MAX_ID or not ID_PATTERN.fullmatch(given)):
-            call.request_id = self._ids.next()
-            problem = f"use at most {MAX_ID} printable ASCII characters without quotes."
-            call.fail(RequestRejected(problem, "x-request-id"))
-            return
+        call = HttpCall(exchange, plan, given or self._ids.next())
+        if given:
+            try:
+                checked_id(given, "x-request-id")
+            except RequestRejected as error:
+                call.request_id = self._ids.next()
+                call.fail(error)
+                return
         self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
 
     def _server_metadata(self, exchange: Exchange, plan: Plan) -> None:
@@ -248,13 +248,8 @@ class RestApi:
         _send(exchange, 200, document)
 
     def _versions(self, plan: Plan) -> list[Served]:
-        """The versions that answer, the champion first; only the one asked for, if one is. Raises if there is none."""
         endpoint, _ = self._dataplane.authorize(plan.name, plan.authorization)
-        if plan.version is not None:
-            return [endpoint.version(plan.version)]
-        if not endpoint.answering:
-            raise Overloaded("No version of this endpoint is ready.")
-        return sorted(endpoint.answering, key=lambda one: one.entry.role != "champion")
+        return endpoint.versions(plan.version)
 
 
 def _nothing_here(exchange: Exchange, plan: Plan) -> None:
@@ -297,11 +292,6 @@ def _header_length(text: bytes, body_length: int) -> int:
     if length > body_length:
         raise RequestRejected(f"is {length}, but the body has {body_length} bytes.", field)
     return length
-
-
-def _traceparent(header: bytes | None) -> str | None:
-    """A W3C trace context; None for what is not one, as its recommendation wants."""
-    return None if header is None or not TRACEPARENT.fullmatch(header) else header.decode()
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def read_signature(session: ort.InferenceSession) -> Signature:
 
 
 def is_batch_shaped(signature: Signature) -> bool:
-    """Whether the first dimension is free in every input and every output."""
-    return all(spec.shape[:1] == (-1,) for spec in (*signature.inputs, *signature.outputs))
+    """Whether there are inputs, and the first dimension is free in every input and every output."""
+    return bool(signature.inputs) and all(spec.shape[:1] == (-1,) for spec in (*signature.inputs, *signature.outputs))
 
 
 def example_inputs(signature: Signature, rows: int = 1, *, seed: int = 0) -> Tensors:
@@ -155,9 +155,21 @@ def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:
 def _spec(node: Any, side: str) -> TensorSpec:
     datatype = ONNX_DATATYPES.get(node.type)
     if datatype is None:
-        hint = " Convert the classifier with zipmap=False." if "map(" in node.type else ""
-        raise ArtifactRejected(f'The {side} "{node.name}" is a {node.type}; only plain tensors are served.{hint}')
+        raise ArtifactRejected(f'The {side} "{node.name}" is a {node.type}. {_why_not(node.type)}')
     return TensorSpec(node.name, datatype, tuple(size if isinstance(size, int) else -1 for size in node.shape))
+
+
+def _why_not(kind: str) -> str:
+    """Why a type of ONNX cannot be served, and what to do."""
+    if kind.startswith("tensor("):  # bfloat16, and numbers of 8 bits and fewer that are no integers of 8 bits
+        return "The Open Inference Protocol has no such datatype: cast it inside the model, for instance to float."
+    if "map(" in kind:
+        return "Only tensors are served: convert the classifier with zipmap=False."
+    if kind.startswith("sparse_tensor("):
+        return "Only dense tensors are served: make it dense inside the model."
+    if kind.startswith("optional("):
+        return "The Open Inference Protocol knows no absent tensors: make it a plain tensor."
+    return "Only tensors are served: stack a sequence into one tensor, or make its elements tensors of their own."
 
 
 def _rows_are_independent(session: ort.InferenceSession, signature: Signature) -> bool:

@@ -6,8 +6,8 @@ knows is done, one that it does not know is written again.
 
 Columns: ``RESERVED_LOG_COLUMNS``, then for each tensor ``input.<name>`` / ``output.<name>`` (a scalar if a row has
 one element, else a list in row-major order; FP16 widened to float32; null if not stored), and where it is needed
-``shape.input.<name>`` (rows whose shape may vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2
-binary form of a row over the payload cap).
+``shape.input.<name>`` (shape or rank vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2 binary form
+of a row over the payload cap).
 """
 
 from __future__ import annotations
@@ -277,11 +277,13 @@ def _tensor_columns(
 ) -> dict[str, pa.Array]:
     is_batch = records[0].context.is_batch
     row_shape = shape[1:] if is_batch else shape
-    is_scalar = -1 not in row_shape and math.prod(row_shape) == 1
     tensors = [stored.tensors[position] if position < len(stored.tensors) else None for stored in records]
+    # ONNX Runtime tells no scalar from a tensor whose rank is unknown, so what there is decides.
+    is_known = bool(shape) or not any(tensor.shape for tensor in tensors if tensor is not None)
+    is_scalar = is_known and -1 not in row_shape and math.prod(row_shape) == 1
     columns = {name: _values(records, tensors, _arrow_type(datatype), is_scalar=is_scalar)}
     has_digests = any(tensor is not None and tensor.digests for tensor in tensors)
-    if has_digests or (-1 in row_shape and len(row_shape) > 1):
+    if has_digests or not is_known or (-1 in row_shape and len(row_shape) > 1):
         shapes: list[Any] = []
         for stored, tensor in zip(records, tensors, strict=True):
             known = None if tensor is None else list(tensor.shape[1:] if is_batch else tensor.shape)

@@ -67,6 +67,8 @@ def match_inputs(
     types = {column["name"]: column["type"] for column in schema}
     if features is not None:
         _check_features(types, target, features)
+    if not signature.inputs:
+        raise DomainError("The model takes no inputs, so no dataset can tell how good it is.")
     if len(signature.inputs) == 1:
         inputs: tuple[InputColumns, ...] = (_one_input(signature.inputs[0], types, target, features),)
     else:

@@ -165,6 +165,11 @@ class Service:
         """A caller's headers; a new dict each time, because tritonclient adds to the one it is given."""
         return {"Authorization": f"Bearer {TOKEN}"}
 
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC is, if the service was started with its port."""
+        return f"127.0.0.1:{self.environment['INFERENCE_GRPC_PORT']}"
+
     def start(self, *, ready: bool = True) -> None:
         """Start and wait for readiness."""
         with open(self.log, "ab") as log:
