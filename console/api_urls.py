@@ -8,7 +8,7 @@ from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
 from apps.audit.api import AuditEventViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
-from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet
+from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import PredictionViewSet
 from apps.promotions.api import PromotionRequestViewSet
@@ -28,6 +28,7 @@ router.register("models/(?P<model_name>[^/\\x00]+)/versions", ModelVersionViewSe
 router.register("datasets", DatasetViewSet, "dataset")
 router.register("datasets/(?P<dataset_name>[^/\\x00]+)/versions", DatasetVersionViewSet, "dataset-version")
 router.register("evaluations", EvaluationRunViewSet, "evaluation")
+router.register("load-tests", LoadTestViewSet, "load-test")
 router.register("endpoints", EndpointViewSet, "endpoint")
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/guardrails", GuardrailViewSet, "guardrail")
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/predictions", PredictionViewSet, "prediction")

@@ -97,6 +97,9 @@ def supervise(settings: Settings) -> int:
     settings.manifest_key()
     settings.token_pepper()
     listeners = bind(settings.host, settings.port, settings.replicas)
+    if settings.grpc_port:  # each replica binds it for itself; whether it is free is asked once, here
+        for probe in bind(settings.host, settings.grpc_port, 1, "INFERENCE_GRPC_PORT"):
+            probe.close()
     replicas = [
         Child(["replica", f"{settings.replica_prefix}-{position}"], listener)
         for position, listener in enumerate(listeners, start=1)
@@ -120,7 +123,7 @@ def supervise(settings: Settings) -> int:
     return 0
 
 
-def bind(host: str, port: int, count: int) -> list[socket.socket]:
+def bind(host: str, port: int, count: int, variable: str = "INFERENCE_PORT") -> list[socket.socket]:
     """One listening socket per replica, all on one address. Raises ``ConfigurationError`` if it is taken."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -133,7 +136,7 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(
-            f"Cannot listen on {host}:{port} ({reason}): stop what uses it, or set INFERENCE_HOST or INFERENCE_PORT."
+            f"Cannot listen on {host}:{port} ({reason}): stop what uses it, or set INFERENCE_HOST or {variable}."
         ) from error
     return listeners
 

@@ -12,24 +12,31 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 
-from inference.contracts import Signature, TensorSpec
-from inference.errors import CallerGone, InferenceError, ModelFailed, Overloaded
+from inference.contracts import GuardrailRule, Limits, Signature, TensorSpec
+from inference.datatypes import V2_DATATYPES, Array
+from inference.errors import CallerGone, DeadlineExceeded, GuardrailViolated, InferenceError, ModelFailed, Overloaded
+from inference.guardrails import Guard, Violation, fallback_row
 from inference.model_store import LoadedModel
 from inference.protocol import BatchOutputs, InferRequest, Values, to_array
-from inference.runtime import Array, run
+from inference.runtime import run
 
 SLOW_MS: Final = 5.0
 """A batch expected to run longer than this goes to a thread, so that it does not hold up other models."""
 BATCH_MS: Final = 50.0
 """A batch gets no more rows than are expected to run in this time: those behind it should not wait for long."""
+SOON_S: Final = 0.005
+"""A request that waited no longer runs without asking whether its caller is still there."""
+WATCH_S: Final = 0.25
+"""How often deadlines are looked at while a batch is on a thread."""
 
 
 class Job:
-    """A request on its way through a batcher. ``arrived`` is of ``time.perf_counter``."""
+    """A request on its way through a batcher. ``arrived`` and ``deadline`` are of ``time.perf_counter``."""
 
-    __slots__ = ("arrived", "request")
+    __slots__ = ("arrived", "deadline", "request")
 
     arrived: float
+    deadline: float
     request: InferRequest
 
     @property
@@ -40,17 +47,22 @@ class Job:
 
 @dataclass(slots=True)
 class BatchResult:
-    """The outcome of one run for the jobs that shared it; ``outputs`` is None when there is an error."""
+    """The outcome of one run for the jobs that share it; ``outputs`` is None when there is an error.
+
+    Arrays and the masks of ``violations`` have the rows of these jobs, one after the other.
+    """
 
     started: float  # perf_counter
     run_us: int
-    rows: int
-    inputs: list[Array]
+    rows: int  # that ran together
+    inputs: Sequence[Array]
     outputs: BatchOutputs | None
     error: InferenceError | None = None
+    violations: Sequence[Violation] = ()
 
 
 J = TypeVar("J", bound=Job)
+Results = list[tuple[Sequence[J], BatchResult]]
 
 
 class Batcher(Generic[J]):
@@ -59,98 +71,182 @@ class Batcher(Generic[J]):
     def __init__(
         self,
         model: LoadedModel,
+        guard: Guard | None,
+        limits: Limits,
         *,
-        max_rows: int,
-        timeout: float,
         executor: Executor,
         done: Callable[[Sequence[J], BatchResult], None],
+        spent: Callable[[float], None],
+        is_shadow: bool = False,
     ) -> None:
-        """``done`` is called on the loop's thread, once for every job; ``timeout`` in seconds bounds the wait."""
+        """``done`` is called on the loop's thread, once for every job, and ``spent`` with the CPU seconds of each run.
+
+        A shadow never runs on the loop's thread.
+        """
         self._model = model
-        quick_rows = int(BATCH_MS / max(model.warm_up.run_ms, 1e-6))
-        self._max_rows = max(1, min(max_rows, quick_rows)) if model.is_batchable else 1
-        self._timeout = timeout
+        self._guard = guard
+        warm_up = model.warm_up
+        self._max_rows = max(1, min(limits.batch_rows, warm_up.rows_within(BATCH_MS))) if model.is_batchable else 1
+        self._slow_rows = 0 if is_shadow else warm_up.rows_within(SLOW_MS)
+        self._cpu_cores = limits.cpu_cores
         self._executor = executor
         self._done = done
+        self._spent = spent
         self._queue: deque[J] = deque()
+        self._running: Sequence[J] = ()  # on a thread
+        self._expired: set[J] = set()  # of those, what was answered already
         self._is_busy = False  # a drain is scheduled or a batch is on a thread
+        self._free_at = 0.0  # loop time before which a capped version may not run again
         self._has_free_rows = any(-1 in spec.shape[1:] for spec in model.signature.inputs)
         self._loop = asyncio.get_running_loop()
+        self.queued_rows = 0
 
     def submit(self, job: J) -> None:
         """Queue a job for the end of this tick."""
         self._queue.append(job)
+        self.queued_rows += job.request.rows
         if not self._is_busy:
             self._is_busy = True
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._cpu_cores is None:
             self._loop.call_soon(self._drain)
+        else:
+            self._loop.call_at(self._free_at, self._drain)
 
     def _drain(self) -> None:
         """Run one batch; the next one gets its turn after other models and the sockets had theirs."""
-        jobs = self._next_batch()
-        rows = sum(job.request.rows for job in jobs)
-        if jobs and rows * self._model.warm_up.run_ms > SLOW_MS:
-            future = self._loop.run_in_executor(self._executor, execute, self._model, jobs)
-            future.add_done_callback(lambda done: self._finish(done.result()))
+        jobs, rows = self._next_batch()
+        if not jobs:
+            self._go_on()
+        elif rows <= self._slow_rows:
+            self._finish(*execute(self._model, self._guard, jobs, rows))
         else:
-            self._finish(execute(self._model, jobs) if jobs else [])
+            self._running = jobs
+            future = self._loop.run_in_executor(self._executor, execute, self._model, self._guard, jobs, rows)
+            future.add_done_callback(lambda done: self._finish(*done.result()))
+            self._watch_later(jobs)
 
-    def _finish(self, results: list[tuple[Sequence[J], BatchResult]]) -> None:
-        if self._queue:
-            self._loop.call_soon(self._drain)
-        else:
-            self._is_busy = False
+    def _finish(self, results: Results[J], cpu_s: float) -> None:
+        self._spent(cpu_s)
+        if self._cpu_cores is not None:
+            self._free_at = max(self._free_at, self._loop.time()) + cpu_s / self._cpu_cores
+        self._running = ()
+        self._go_on()
+        gone, self._expired = self._expired, set()
         for jobs, result in results:
+            if gone:
+                left = [job for job in jobs if job not in gone]
+                if not left:
+                    continue
+                jobs, result = left, part(jobs, result, left, is_batch=self._model.is_batchable)
             self._done(jobs, result)
 
-    def _next_batch(self) -> list[J]:
+    def _go_on(self) -> None:
+        if self._queue:
+            self._schedule()
+        else:
+            self._is_busy = False
+
+    def _next_batch(self) -> tuple[list[J], int]:
         queue, rows, now = self._queue, 0, time.perf_counter()
+        max_rows, has_free_rows = self._max_rows, self._has_free_rows
         jobs: list[J] = []
         while queue:
             job = queue[0]
-            request = job.request
-            if jobs and (rows + request.rows > self._max_rows or not self._fits(request, jobs[0].request)):
+            count = job.request.rows
+            if jobs and (rows + count > max_rows or (has_free_rows and not _fits(job.request, jobs[0].request))):
                 break
             queue.popleft()
-            if not job.is_open:
+            self.queued_rows -= count
+            if now - job.arrived > SOON_S and not job.is_open:
                 self._drop(job, CallerGone("The caller closed the connection before the model ran."))
-            elif now - job.arrived > self._timeout:
+            elif now > job.deadline:
                 self._drop(job, Overloaded("The request waited too long for its turn."))
             else:
                 jobs.append(job)
-                rows += request.rows
-                if rows >= self._max_rows:
-                    break
-        return jobs
+                rows += count
+        return jobs, rows
 
-    def _fits(self, request: InferRequest, first: InferRequest) -> bool:
-        """Whether the rows of two requests have the same shape and can be stacked."""
-        return not self._has_free_rows or all(
-            one[1:] == other[1:] for one, other in zip(request.shapes, first.shapes, strict=True)
-        )
+    def _watch(self, running: Sequence[J]) -> None:
+        """Answer those whose time is up while a batch is on a thread: they cannot know how long it still takes."""
+        if self._running is not running:
+            return
+        now = time.perf_counter()
+        late = [job for job in running if now > job.deadline and job not in self._expired]
+        self._expired.update(late)
+        for job in late:
+            self._drop(job, DeadlineExceeded("The model did not answer in time."))
+        if any(now > job.deadline for job in self._queue):
+            waiting = list(self._queue)
+            self._queue.clear()
+            for job in waiting:
+                if now > job.deadline:
+                    self.queued_rows -= job.request.rows
+                    self._drop(job, Overloaded("The request waited too long for its turn."))
+                else:
+                    self._queue.append(job)
+        self._watch_later(running)
+
+    def _watch_later(self, running: Sequence[J]) -> None:
+        now = time.perf_counter()
+        left = [job.deadline - now for job in running if job not in self._expired]
+        self._loop.call_later(max(min([WATCH_S, *left]), 0.001), self._watch, running)
 
     def _drop(self, job: J, error: InferenceError) -> None:
-        now = time.perf_counter()
-        self._done([job], BatchResult(now, 0, 0, [], None, error))
+        self._done([job], BatchResult(time.perf_counter(), 0, 0, (), None, error))
 
 
-def execute(model: LoadedModel, jobs: Sequence[J]) -> list[tuple[Sequence[J], BatchResult]]:
-    """Run jobs together. If that fails each runs alone, so that one request cannot spoil its neighbours' answers."""
-    rows = sum(job.request.rows for job in jobs)
+def execute(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) -> tuple[Results[J], float]:
+    """Run jobs together; returns what came of it, and the CPU seconds that it took on this thread.
+
+    If the run fails each job runs alone, so that one request cannot spoil its neighbours' answers.
+    """
+    cpu = time.thread_time()
+    results = _run(model, guard, jobs, rows)
+    return results, time.thread_time() - cpu
+
+
+def _run(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) -> Results[J]:
     started = time.perf_counter()
-    inputs: list[Array] = []
+    inputs: Sequence[Array] = ()
+    violations: list[Violation] = []
+    is_batch = model.is_batchable
     try:
         inputs = collate(model.signature, [job.request for job in jobs])
+        if guard is not None and (violations := guard.check_inputs(inputs)):
+            refused = _refused(jobs, violations, is_batch=is_batch)
+            if refused:
+                whole = BatchResult(started, 0, rows, inputs, None, None, violations)
+                kept = [job for job in jobs if job not in refused]
+                results = _run(model, guard, kept, sum(job.request.rows for job in kept)) if kept else []
+                return results + _refuse(jobs, whole, refused, is_batch=is_batch)
         names = (spec.name for spec in model.signature.inputs)
-        arrays = run(model.session, dict(zip(names, inputs, strict=True)))
-        if model.is_batchable and any(len(array) != rows for array in arrays):
+        arrays: Sequence[Array] = run(model.session, dict(zip(names, inputs, strict=True)))
+        if is_batch and any(len(array) != rows for array in arrays):
             raise ModelFailed("The model returned another number of rows than it was given.")
+        if guard is not None:
+            violations += guard.check_outputs(inputs, arrays)
+            if violations:
+                arrays = _fall_back(arrays, violations, model.signature, is_batch=is_batch)
     except Exception as error:
         if len(jobs) > 1:
-            return [result for job in jobs for result in execute(model, [job])]
+            return [result for job in jobs for result in _run(model, guard, [job], job.request.rows)]
+        arrays = _from_fallbacks(violations, model.signature, rows) if is_batch else []
+        if arrays:
+            outputs = BatchOutputs(arrays, rows, is_batch=True)
+            return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, outputs, None, violations))]
         known = error if isinstance(error, InferenceError) else ModelFailed(f"{type(error).__name__}: {error}")
-        return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, None, known))]
-    run_us = _elapsed_us(started)
-    return [(jobs, BatchResult(started, run_us, rows, inputs, BatchOutputs(arrays, rows, is_batch=model.is_batchable)))]
+        return [(jobs, BatchResult(started, _elapsed_us(started), rows, inputs, None, known, violations))]
+    outputs = BatchOutputs(arrays, rows, is_batch=is_batch)
+    result = BatchResult(started, _elapsed_us(started), rows, inputs, outputs, None, violations)
+    refused = _refused(jobs, violations, is_batch=is_batch) if violations else {}
+    if not refused:
+        return [(jobs, result)]
+    kept = [job for job in jobs if job not in refused]
+    answered = [(kept, part(jobs, result, kept, is_batch=is_batch))] if kept else []
+    return answered + _refuse(jobs, result, refused, is_batch=is_batch)
 
 
 def collate(signature: Signature, requests: Sequence[InferRequest]) -> list[Array]:
@@ -172,6 +268,98 @@ def _stack(parts: Sequence[tuple[Values, list[int]]], spec: TensorSpec) -> Array
     flat = [number for values, _ in parts for number in values]
     rows = sum(shape[0] for _, shape in parts)
     return to_array(flat, [rows, *parts[0][1][1:]], spec.datatype, spec.name)
+
+
+def _fits(request: InferRequest, first: InferRequest) -> bool:
+    """Whether the rows of two requests have the same shape and can be stacked."""
+    return all(one[1:] == other[1:] for one, other in zip(request.shapes, first.shapes, strict=True))
+
+
+# -- guardrails: some jobs of a batch go another way than the rest ----------------------------------------------------
+
+
+def spans(jobs: Sequence[Job], *, is_batch: bool) -> list[slice]:
+    """Where each job's rows are in the arrays of its batch."""
+    if not is_batch:
+        return [slice(0, 1)]
+    ends = np.cumsum([job.request.rows for job in jobs]).tolist()
+    return [slice(end - job.request.rows, end) for job, end in zip(jobs, ends, strict=True)]
+
+
+def _refused(jobs: Sequence[J], violations: Sequence[Violation], *, is_batch: bool) -> dict[J, GuardrailRule]:
+    """The jobs that a rule refuses, with the first such rule."""
+    refused: dict[J, GuardrailRule] = {}
+    for violation in violations:
+        if violation.rule.action == "reject":
+            for job, span in zip(jobs, spans(jobs, is_batch=is_batch), strict=True):
+                if violation.rows[span].any():
+                    refused.setdefault(job, violation.rule)
+    return refused
+
+
+def _refuse(jobs: Sequence[J], whole: BatchResult, refused: dict[J, GuardrailRule], *, is_batch: bool) -> Results[J]:
+    results: Results[J] = []
+    for job, rule in refused.items():
+        result = part(jobs, whole, [job], is_batch=is_batch)
+        result.error = GuardrailViolated(rule.name)
+        results.append(([job], result))
+    return results
+
+
+def part(jobs: Sequence[J], whole: BatchResult, wanted: Sequence[J], *, is_batch: bool) -> BatchResult:
+    """A batch's result for some of its jobs."""
+    if not is_batch:
+        return whole
+    keep = np.zeros(sum(job.request.rows for job in jobs), np.bool_)
+    chosen = set(wanted)
+    for job, span in zip(jobs, spans(jobs, is_batch=True), strict=True):
+        keep[span] = job in chosen
+    outputs = None
+    if whole.outputs is not None:
+        outputs = BatchOutputs([array[keep] for array in whole.outputs.arrays], int(keep.sum()), is_batch=True)
+    return BatchResult(
+        whole.started,
+        whole.run_us,
+        whole.rows,
+        [array[keep] for array in whole.inputs],
+        outputs,
+        whole.error,
+        [Violation(one.rule, one.rows[keep]) for one in whole.violations if one.rows[keep].any()],
+    )
+
+
+def _fall_back(
+    arrays: Sequence[Array], violations: Sequence[Violation], signature: Signature, *, is_batch: bool
+) -> list[Array]:
+    """The outputs with the fallback of each violated rule in the rows that violate it."""
+    replaced = list(arrays)
+    for violation in violations:
+        fallback = violation.rule.fallback
+        if violation.rule.action != "fallback" or fallback is None:
+            continue
+        for position, spec in enumerate(signature.outputs):
+            row = fallback_row(fallback[spec.name], spec, is_batch=is_batch)
+            if is_batch:
+                replaced[position] = replaced[position].copy()
+                replaced[position][violation.rows] = row
+            else:
+                replaced[position] = row
+    return replaced
+
+
+def _from_fallbacks(violations: Sequence[Violation], signature: Signature, rows: int) -> list[Array]:
+    """The outputs of a request on which the model broke, if fallbacks have all of its rows; else nothing."""
+    covered = np.zeros(rows, np.bool_)
+    for violation in violations:
+        if violation.rule.action == "fallback":
+            covered |= violation.rows
+    if not rows or not covered.all():
+        return []
+    arrays: list[Array] = []
+    for spec in signature.outputs:
+        shape = tuple(max(size, 1) for size in spec.shape[1:])
+        arrays.append(np.zeros((rows, *shape), V2_DATATYPES[spec.datatype]))
+    return _fall_back(arrays, violations, signature, is_batch=True)
 
 
 def _elapsed_us(started: float) -> int:

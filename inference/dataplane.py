@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from inference.batcher import Batcher, BatchResult, Job
+import numpy as np
+
+from inference.batcher import Batcher, BatchResult, Job, Results, part, spans
 from inference.contracts import (
     DeploymentEntry,
     EndpointEntry,
@@ -20,6 +23,7 @@ from inference.contracts import (
     token_digest,
 )
 from inference.errors import (
+    GuardrailViolated,
     InferenceError,
     ModelFailed,
     NotAllowed,
@@ -30,6 +34,7 @@ from inference.errors import (
     RequestTooLarge,
     Unauthenticated,
 )
+from inference.guardrails import Guard
 from inference.inference_log import Context, LogUnavailable, Record, Spool
 from inference.metrics import Meter, Metrics
 from inference.model_store import LoadedModel
@@ -37,27 +42,31 @@ from inference.protocol import BatchOutputs, InferRequest, ModelCodec
 from inference.router import Router
 
 MAX_CACHED_CALLERS: Final = 4096
+MAX_SHADOW_ROWS: Final = 1024
+"""What waits for a shadow at most; the rest is not copied to it."""
 ANSWERING_ROLES: Final = ("champion", "canary")
 
 
 class Call(Job):
     """One prediction request, as a transport hands it in. The transport implements the four methods."""
 
-    __slots__ = ("endpoint", "received_us", "request_id", "served", "token_id")
+    __slots__ = ("endpoint", "received_us", "request_id", "served", "token_id", "traceparent", "violated")
 
     endpoint: Endpoint
     served: Served
     received_us: int
     request_id: str
     token_id: int
+    traceparent: str | None
+    violated: Sequence[str]  # names of the guardrails that its rows violated
 
     @abstractmethod
     def decode(self, codec: ModelCodec) -> InferRequest:
         """Read the request's tensors. Raises ``RequestRejected``."""
 
     @abstractmethod
-    def sticky_key(self, header: str) -> bytes | None:
-        """The value that keeps a caller on one version, if the caller sent it."""
+    def header(self, name: str) -> bytes | None:
+        """The value of a header (metadata, in gRPC), if the caller sent it."""
 
     @abstractmethod
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
@@ -66,6 +75,23 @@ class Call(Job):
     @abstractmethod
     def fail(self, error: InferenceError) -> None:
         """Answer with an error."""
+
+
+class ShadowCall(Job):
+    """A copy of a call for a shadow; nobody waits for its answer."""
+
+    __slots__ = ("call", "shadow")
+
+    def __init__(self, call: Call, shadow: Served, request: InferRequest, timeout: float) -> None:
+        self.call = call
+        self.shadow = shadow
+        self.request = request
+        self.arrived = time.perf_counter()
+        self.deadline = self.arrived + timeout
+
+    @property
+    def is_open(self) -> bool:
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +103,7 @@ class Served:
     codec: ModelCodec
     context: Context
     meter: Meter
-    batcher: Batcher[Call]
+    batcher: Batcher[Any]  # of Call, or of ShadowCall if this is a shadow
 
 
 class Endpoint:
@@ -87,19 +113,32 @@ class Endpoint:
         self.entry = entry
         self.served = tuple(served)
         self.queued_rows = 0
+        self.timeout = entry.limits.timeout_ms / 1e3
+        self.max_rows = entry.limits.queue_rows
         self.answering = [one for one in served if one.entry.role in ANSWERING_ROLES]
-        targets = [one for one in served if one.entry.weight > 0]
-        self._targets = targets
+        self._targets = targets = [one for one in served if one.entry.weight > 0]
+        inputs = targets[0].model.signature.inputs if targets else ()
+        self.shadows = [one for one in served if one.entry.role == "shadow" and one.model.signature.inputs == inputs]
+        self._only = targets[0] if len(targets) == 1 else None
         self._router = Router(entry.name, [one.entry.weight for one in targets]) if targets else None
         self._access = {token.digest: token for token in entry.access}
-        self._callers: dict[bytes, TokenEntry] = {}
+        self.callers: dict[bytes | None, TokenEntry] = {}  # by the ``Authorization`` value that they sent before
 
     def route(self, call: Call) -> Served:
-        """Pick the version that answers. Raises ``NotReady``."""
+        """Pick the version that answers. Raises ``NotReady``, and what reading the request raises."""
+        if self._only is not None:
+            return self._only
         if self._router is None:
             raise NotReady("No version of this endpoint is ready.", 2)
-        header = self.entry.sticky_header
-        return self._targets[self._router.pick(call.sticky_key(header) if header else None)]
+        return self._targets[self._router.pick(self._sticky_key(call))]
+
+    def _sticky_key(self, call: Call) -> bytes | None:
+        if self.entry.sticky_header is not None:
+            return call.header(self.entry.sticky_header)
+        if self.entry.sticky_input is not None:
+            codec = self._targets[0].codec
+            return codec.key(call.decode(codec), self.entry.sticky_input)
+        return None
 
     def version(self, number: str) -> Served:
         """The version asked for by number. Raises ``NotFound`` when it does not answer on this endpoint."""
@@ -108,28 +147,37 @@ class Endpoint:
                 return one
         raise NotFound(f"Version {number} does not serve on this endpoint.")
 
-    def caller(self, authorization: bytes) -> TokenEntry | None:
-        """The token behind an ``Authorization`` value that was seen before."""
-        return self._callers.get(authorization)
+    def versions(self, number: str | None = None) -> list[Served]:
+        """The versions that answer, the champion first; only the one with ``number`` if it is given.
+
+        Raises ``NotReady`` when there is none, and ``NotFound`` as ``version`` does.
+        """
+        if number is not None:
+            return [self.version(number)]
+        if not self.answering:
+            raise NotReady("No version of this endpoint is ready.", 2)
+        return sorted(self.answering, key=lambda one: one.entry.role != "champion")
 
     def admit(self, authorization: bytes, digest: str) -> TokenEntry | None:
         """The token with this digest if it may call the endpoint; remembered for the next time."""
         token = self._access.get(digest)
         if token is not None:
-            if len(self._callers) >= MAX_CACHED_CALLERS:
-                self._callers.clear()
-            self._callers[authorization] = token
+            if len(self.callers) >= MAX_CACHED_CALLERS:
+                self.callers.clear()
+            self.callers[authorization] = token
         return token
 
 
 class Dataplane:
     """Everything that happens to requests in one replica. Lives on the event loop's thread."""
 
-    def __init__(self, pepper: bytes, log: Spool, metrics: Metrics, executor: Executor) -> None:
+    def __init__(self, pepper: bytes, log: Spool, metrics: Metrics, slow: Executor, shadows: Executor) -> None:
+        """``slow`` runs the batches of slow models, ``shadows`` those of shadows."""
         self._pepper = pepper
         self._log = log
         self._metrics = metrics
-        self._executor = executor
+        self._slow = slow
+        self._shadows = shadows
         self._endpoints: dict[str, Endpoint] = {}
         self._has_manifest = False
         self._teams: dict[str, set[str]] = {}  # token digest -> teams with an endpoint that the token may call
@@ -155,7 +203,7 @@ class Dataplane:
                 teams.setdefault(token.digest, set()).add(entry.team)
         self._teams = teams
         served = [one for endpoint in endpoints.values() for one in endpoint.served]
-        self._metrics.keep((one.context.endpoint_id, one.context.deployment_id) for one in served)
+        self._metrics.keep(one.meter for one in served)
         return served
 
     def _endpoint(self, entry: EndpointEntry, old: Endpoint | None, models: Mapping[int, LoadedModel]) -> Endpoint:
@@ -169,22 +217,31 @@ class Dataplane:
         return Endpoint(entry, [self._serve(entry, one, models[one.deployment_id]) for one in loaded])
 
     def _serve(self, endpoint: EndpointEntry, entry: DeploymentEntry, model: LoadedModel) -> Served:
+        is_shadow = entry.role == "shadow"
+        rules = () if is_shadow else endpoint.guardrails
+        meter = self._metrics.meter(endpoint, entry)
         return Served(
             entry=entry,
             model=model,
             codec=ModelCodec(endpoint.name, entry.model_version, model.signature, is_batchable=model.is_batchable),
             context=Context.of(endpoint, entry, is_batch=model.is_batchable),
-            meter=self._metrics.meter(
-                endpoint.name, endpoint.endpoint_id, entry.deployment_id, entry.model, entry.model_version
-            ),
+            meter=meter,
             batcher=Batcher(
                 model,
-                max_rows=endpoint.limits.batch_rows,
-                timeout=endpoint.limits.timeout_ms / 1e3,
-                executor=self._executor,
-                done=self._complete,
+                Guard(rules, model.signature, is_batch=model.is_batchable) if rules else None,
+                endpoint.limits,
+                executor=self._shadows if is_shadow else self._slow,
+                done=self._complete_shadow if is_shadow else self._complete,
+                spent=meter.spend,
+                is_shadow=is_shadow,
             ),
         )
+
+    def render_metrics(self, replica_id: str, gauges: dict[str, float]) -> bytes:
+        """Prometheus text; ``gauges`` are values of the whole replica."""
+        served = [one for endpoint in self._endpoints.values() for one in endpoint.served]
+        versions = [(one.meter, one.batcher.queued_rows, one.model.memory_bytes) for one in served]
+        return self._metrics.render(replica_id, gauges, versions)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -199,7 +256,7 @@ class Dataplane:
         Raises ``Unauthenticated``, ``NotAllowed``, ``NotFound`` (also for an endpoint of another team), ``NotReady``.
         """
         endpoint = self._endpoints.get(name)
-        token = endpoint.caller(authorization) if endpoint is not None and authorization else None
+        token = endpoint.callers.get(authorization) if endpoint is not None else None
         if endpoint is None or token is None:
             endpoint, token = self._authorize_anew(name, endpoint, authorization or b"")
         if token.expires_at is not None and time.time() >= token.expires_at:
@@ -209,6 +266,19 @@ class Dataplane:
     def _authorize_anew(
         self, name: str, endpoint: Endpoint | None, authorization: bytes
     ) -> tuple[Endpoint, TokenEntry]:
+        digest, teams = self.authenticate(authorization)
+        if endpoint is None or endpoint.entry.team not in teams:
+            raise NotFound(f'There is no endpoint "{name}".')
+        token = endpoint.admit(authorization, digest)
+        if token is None:
+            raise NotAllowed("The token may not call this endpoint.")
+        return endpoint, token
+
+    def authenticate(self, authorization: bytes) -> tuple[str, set[str]]:
+        """Who calls, before it is known what: the token's digest and the teams that have an endpoint for it.
+
+        Raises ``Unauthenticated`` or ``NotReady``.
+        """
         if not self._has_manifest:
             raise NotReady("The service is starting.", 2)
         scheme, _, credentials = authorization.partition(b" ")
@@ -218,19 +288,16 @@ class Dataplane:
         teams = self._teams.get(digest)
         if teams is None:
             raise Unauthenticated("The token is unknown, expired or revoked.")
-        if endpoint is None or endpoint.entry.team not in teams:
-            raise NotFound(f'There is no endpoint "{name}".')
-        token = endpoint.admit(authorization, digest)
-        if token is None:
-            raise NotAllowed("The token may not call this endpoint.")
-        return endpoint, token
+        return digest, teams
 
     def infer(self, call: Call, name: str, version: str | None, authorization: bytes | None) -> None:
         """Take a request; it is answered later through its ``succeed`` or ``fail``."""
-        call.arrived = time.perf_counter()
-        call.received_us = int(time.time() * 1e6)
+        call.arrived = now = time.perf_counter()
+        call.received_us = time.time_ns() // 1000
         try:
             endpoint, token = self.authorize(name, authorization)
+            if endpoint.queued_rows >= endpoint.max_rows:  # before the work of reading the request
+                raise Overloaded("The endpoint's queue is full.")
             served = endpoint.route(call) if version is None else endpoint.version(version)
         except InferenceError as error:
             call.fail(error)
@@ -240,52 +307,52 @@ class Dataplane:
             request = call.request = call.decode(served.codec)
             if request.id:
                 call.request_id = request.id
-            self._check_room(endpoint, request.rows)
+            rows = endpoint.queued_rows + request.rows
+            if rows > endpoint.max_rows:
+                raise _no_room(endpoint, request.rows)
+            if self._log.is_full:
+                raise LogUnavailable("The inference log is full; predictions are not served unlogged.", 5)
         except InferenceError as error:
             self._refuse(call, error)
             return
-        endpoint.queued_rows += request.rows
+        endpoint.queued_rows = rows
+        timeout = endpoint.timeout
+        call.deadline = now + (timeout if request.timeout_s is None else min(timeout, request.timeout_s))
         served.batcher.submit(call)
 
-    def _check_room(self, endpoint: Endpoint, rows: int) -> None:
-        room = endpoint.entry.limits.queue_rows
-        if rows > room:
-            raise RequestTooLarge(f"The request has {rows} rows, the endpoint takes at most {room} at a time.")
-        if endpoint.queued_rows + rows > room:
-            raise Overloaded("The endpoint's queue is full.")
-        if self._log.is_full:
-            raise LogUnavailable("The inference log is full; predictions are not served unlogged.", 5)
-
     def _refuse(self, call: Call, error: InferenceError) -> None:
-        now = time.perf_counter()
-        self._conclude([call], _outcome(error), BatchResult(now, 0, 0, [], None, error), [1])
+        self._conclude([call], BatchResult(time.perf_counter(), 0, 0, (), None, error), [1])
 
     def _complete(self, calls: Sequence[Call], result: BatchResult) -> None:
-        for call in calls:
-            call.endpoint.queued_rows -= call.request.rows
-        outcome = "ok" if result.error is None else _outcome(result.error)
-        self._conclude(calls, outcome, result, [call.request.rows for call in calls])
+        rows = [call.request.rows for call in calls]
+        calls[0].endpoint.queued_rows -= sum(rows)
+        if result.violations:
+            for one, other in self._by_outcome(calls, result):
+                self._conclude(one, other, [call.request.rows for call in one])
+        else:
+            self._conclude(calls, result, rows)
+        if result.outputs is not None and calls[0].endpoint.shadows:
+            self._shadow(calls)
 
-    def _conclude(self, calls: Sequence[Call], outcome: Outcome, result: BatchResult, rows: list[int]) -> None:
+    def _by_outcome(self, calls: Sequence[Call], result: BatchResult) -> Results[Call]:
+        """Calls that a fallback answers apart from the others, because they have another outcome."""
+        is_batch = calls[0].served.model.is_batchable
+        touched = []
+        for call, span in zip(calls, spans(calls, is_batch=is_batch), strict=True):
+            found = [one.rule for one in result.violations if one.rows[span].any()]
+            call.violated = [rule.name for rule in found]
+            if any(rule.action == "fallback" for rule in found):
+                touched.append(call)
+        if not touched or len(touched) == len(calls):
+            return [(calls, result)]
+        rest = [call for call in calls if call not in set(touched)]
+        return [(some, part(calls, result, some, is_batch=is_batch)) for some in (rest, touched)]
+
+    def _conclude(self, calls: Sequence[Call], result: BatchResult, rows: list[int]) -> None:
         """Log, then answer."""
         served = calls[0].served
-        now = time.perf_counter()
-        total_us = [int((now - call.arrived) * 1e6) for call in calls]
-        record = Record(
-            outcome,
-            [call.request_id for call in calls],
-            [call.token_id for call in calls],
-            [call.received_us for call in calls],
-            rows,
-            [int((result.started - call.arrived) * 1e6) for call in calls],
-            total_us,
-            result.run_us,
-            result.rows,
-            None if result.error is None else _detail(result.error),
-            result.inputs,
-            () if result.outputs is None else result.outputs.arrays,
-        )
-        served.meter.observe(outcome, result.rows if outcome == "ok" else 0, total_us)
+        record = _record(_outcome(result), calls, calls, result, rows)
+        served.meter.observe(record)
         try:
             self._log.append(served.context, record)
         except LogUnavailable as error:
@@ -295,6 +362,56 @@ class Dataplane:
             self._log.sync(lambda problem: _answer(calls, result, problem))
         else:
             _answer(calls, result, None)
+
+    # -- shadows: after the answer, and never in its way -------------------------------------------------------------
+
+    def _shadow(self, calls: Sequence[Call]) -> None:
+        endpoint = calls[0].endpoint
+        for shadow in endpoint.shadows:
+            for call in calls:
+                if shadow.batcher.queued_rows + call.request.rows > MAX_SHADOW_ROWS:
+                    shadow.meter.skipped += 1
+                else:
+                    shadow.batcher.submit(ShadowCall(call, shadow, shadow.codec.adopt(call.request), endpoint.timeout))
+
+    def _complete_shadow(self, copies: Sequence[ShadowCall], result: BatchResult) -> None:
+        shadow = copies[0].shadow
+        calls = [copy.call for copy in copies]
+        record = _record("shadow", copies, calls, result, [copy.request.rows for copy in copies])
+        shadow.meter.observe(record)
+        with contextlib.suppress(LogUnavailable):  # the answers, which count, are refused in that case
+            self._log.append(shadow.context, record)
+
+
+def _no_room(endpoint: Endpoint, rows: int) -> InferenceError:
+    if rows > endpoint.max_rows:
+        return RequestTooLarge(
+            f"The request has {rows} rows, the endpoint takes at most {endpoint.max_rows} at a time."
+        )
+    return Overloaded("The endpoint's queue is full.")
+
+
+def _record(
+    outcome: Outcome, jobs: Sequence[Job], calls: Sequence[Call], result: BatchResult, rows: list[int]
+) -> Record:
+    now, started, error = time.perf_counter(), result.started, result.error
+    traceparents = [call.traceparent for call in calls]
+    return Record(
+        outcome,
+        [call.request_id for call in calls],
+        [call.token_id for call in calls],
+        [call.received_us for call in calls],
+        rows,
+        [int((started - job.arrived) * 1e6) for job in jobs],
+        [int((now - job.arrived) * 1e6) for job in jobs],
+        result.run_us,
+        result.rows,
+        None if error is None else error.detail if isinstance(error, ModelFailed) else str(error),
+        [(one.rule.name, np.flatnonzero(one.rows).tolist()) for one in result.violations],
+        traceparents if any(traceparents) else [],
+        result.inputs,
+        () if result.outputs is None else result.outputs.arrays,
+    )
 
 
 def _answer(calls: Sequence[Call], result: BatchResult, problem: Exception | None) -> None:
@@ -309,12 +426,13 @@ def _answer(calls: Sequence[Call], result: BatchResult, problem: Exception | Non
         start += call.request.rows
 
 
-def _outcome(error: InferenceError) -> Outcome:
+def _outcome(result: BatchResult) -> Outcome:
+    error = result.error
+    if error is None:
+        return "guardrail" if any(one.rule.action == "fallback" for one in result.violations) else "ok"
+    if isinstance(error, GuardrailViolated):
+        return "guardrail"
     return "rejected" if isinstance(error, RequestRejected | RequestTooLarge | Overloaded) else "failed"
-
-
-def _detail(error: InferenceError) -> str:
-    return error.detail if isinstance(error, ModelFailed) else str(error)
 
 
 class RequestIds:

@@ -53,6 +53,10 @@ class NotReady(Overloaded):
     """The endpoint exists, but this replica has no version of it loaded yet."""
 
 
+class DeadlineExceeded(InferenceError):
+    """The model was still running when the request's time was up."""
+
+
 class GuardrailViolated(InferenceError):
     """A guardrail of the endpoint refuses the request; ``rule`` names it."""
 

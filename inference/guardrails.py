@@ -16,6 +16,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -30,8 +31,8 @@ MAX_RULES: Final = 50
 MAX_NAME: Final = 80
 
 Kind = Literal["number", "text", "truth"]
-Tensors = Mapping[tuple[str, str], Array]
-"""Arrays by side (``input`` or ``output``) and name; the first dimension counts the rows."""
+Tensors = Sequence[Array]
+"""The inputs, then the outputs, in the signature's order; the first dimension counts the rows."""
 Evaluate = Callable[[Tensors], Any]
 
 
@@ -89,27 +90,27 @@ class Guard:
     def _check(
         self, rules: list[tuple[GuardrailRule, Evaluate]], inputs: Sequence[Array], outputs: Sequence[Array]
     ) -> list[Violation]:
-        arrays = {("input", spec.name): array for spec, array in zip(self._signature.inputs, inputs, strict=True)}
-        arrays |= {("output", spec.name): array for spec, array in zip(self._signature.outputs, outputs, strict=False)}
+        tensors = [*inputs, *outputs]
         if not self._has_rows:
-            arrays = {key: array[np.newaxis] for key, array in arrays.items()}
+            tensors = [array[np.newaxis] for array in tensors]
         found = []
-        for rule, evaluate in rules:
-            holds = self._holds(evaluate, arrays)
-            if not holds.all():
-                found.append(Violation(rule, ~holds))
+        with np.errstate(all="ignore"):
+            for rule, evaluate in rules:
+                holds = self._holds(evaluate, tensors)
+                if not holds.all():
+                    found.append(Violation(rule, ~holds))
         return found
 
-    def _holds(self, evaluate: Evaluate, arrays: Tensors) -> Array:
-        rows = len(next(iter(arrays.values()))) if self._is_batch else 1
+    def _holds(self, evaluate: Evaluate, tensors: Tensors) -> Array:
+        rows = len(tensors[0]) if self._is_batch else 1
         try:
-            with np.errstate(all="ignore"):
-                result = np.asarray(evaluate(arrays))
-                if not self._is_batch:
-                    return np.array([bool(result.all())])
-                return cast(Array, np.broadcast_to(_per_row(result), (rows,)))
+            result = np.asarray(evaluate(tensors))
         except (ValueError, TypeError, IndexError, OverflowError):
             return np.zeros(rows, np.bool_)  # what cannot be checked does not hold
+        if not self._is_batch:
+            return np.array([bool(result.all())])
+        result = _per_row(result)
+        return result if len(result) == rows else np.broadcast_to(result, (rows,))
 
 
 class Expression:
@@ -173,14 +174,14 @@ class Expression:
         shape = spec.shape[1:] if has_rows(self._signature) else spec.shape
         if len(indices) > len(shape) and shape != ():
             raise RuleRejected(f"A row of “{spec.name}” has {len(shape)} dimensions, not {len(indices)}.")
-        for position, (index, size) in enumerate(zip(indices, shape, strict=False)):
+        for dimension, (index, size) in enumerate(zip(indices, shape, strict=False)):
             if size >= 0 and not -size <= index < size:
-                raise RuleRejected(f"“{spec.name}” has {size} elements in dimension {position}; {index} is outside.")
-        key = (side, spec.name)
+                raise RuleRejected(f"“{spec.name}” has {size} elements in dimension {dimension}; {index} is outside.")
+        position = self._specs(side).index(spec) + (len(self._signature.inputs) if side == "output" else 0)
         place: Any = (slice(None), *indices)
         return _Part(
             _kind(spec),
-            (lambda tensors: tensors[key][place]) if indices else (lambda tensors: tensors[key]),
+            (lambda tensors: tensors[position][place]) if indices else (lambda tensors: tensors[position]),
             shape[len(indices) :],
         )
 
@@ -234,7 +235,7 @@ class Expression:
         allowed = [self._compile(element) for element in elements]
         if not allowed or any(not one.is_constant or one.kind != part.kind for one in allowed):
             raise RuleRejected(f"After “in” comes a list of {_PLURALS[part.kind]}, for instance {_LISTS[part.kind]}.")
-        values = [one.evaluate({}) for one in allowed]
+        values = [one.evaluate(()) for one in allowed]
         return _map(_text_in(values) if part.kind == "text" else _number_in(values), part, "truth", is_negated)
 
     def _call(self, name: str, arguments: list[ast.expr]) -> _Part:
@@ -317,15 +318,18 @@ def _align(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def _fold(function: Callable[[Any, Any], Any], parts: Sequence[_Part], kind: Kind) -> _Part:
-    def evaluate(tensors: Tensors) -> Any:
-        value = parts[0].evaluate(tensors)
-        for part in parts[1:]:
-            value = function(*_align(value, part.evaluate(tensors)))
-        return value
+    return reduce(lambda one, other: _pair(function, one, other, kind), parts)
 
-    if len(parts) == 1:
-        return parts[0]
-    return _Part(kind, evaluate, None, all(part.is_constant for part in parts))
+
+def _pair(function: Callable[[Any, Any], Any], one: _Part, other: _Part, kind: Kind) -> _Part:
+    left, right = one.evaluate, other.evaluate
+    shape = one.shape if other.is_constant else other.shape if one.is_constant else None
+    if other.is_constant:
+        value = right(())
+        return _Part(kind, lambda tensors: function(left(tensors), value), shape, one.is_constant)
+    if one.shape is not None and other.shape is not None and len(one.shape) == len(other.shape):
+        return _Part(kind, lambda tensors: function(left(tensors), right(tensors)), one.shape)
+    return _Part(kind, lambda tensors: function(*_align(left(tensors), right(tensors))), shape)
 
 
 def _map(function: Callable[[Any], Any], part: _Part, kind: Kind, is_negated: bool = False) -> _Part:

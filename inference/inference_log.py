@@ -99,6 +99,8 @@ class Record:
     run_us: int = 0
     batch_size: int = 0  # rows that ran together
     error: str | None = None
+    violations: Sequence[tuple[str, list[int]]] = ()  # name of a guardrail, rows of the batch that violate it
+    traceparents: Sequence[str | None] = ()  # empty if no request came with one
     inputs: Sequence[Array] = ()
     outputs: Sequence[Array] = ()
 
@@ -119,6 +121,11 @@ class StoredRecord:
     context: Context
     record: Record
     tensors: list[StoredTensor] = field(default_factory=list)
+
+    @property
+    def row_count(self) -> int:
+        """How many predictions it holds."""
+        return sum(self.record.rows)
 
 
 class Spool:
@@ -365,6 +372,8 @@ def _encode(number: int, context: Context, record: Record) -> list[Any]:
             record.run_us,
             record.batch_size,
             record.error,
+            record.violations,
+            record.traceparents,
             tensors,
         )
     )

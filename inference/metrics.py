@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from inference.contracts import LATENCY_BUCKETS_US, Outcome
+import numpy as np
+
+from inference.contracts import LATENCY_BUCKETS_US, DeploymentEntry, EndpointEntry
+from inference.datatypes import Array
+from inference.inference_log import Record
 
 BUCKETS: Final = len(LATENCY_BUCKETS_US) + 1
+BOUNDS_US: Final = np.array(LATENCY_BUCKETS_US)
+SHOWN_BUCKETS: Final = range(1, len(LATENCY_BUCKETS_US), 2)
+"""Prometheus gets one bucket per octave: half as many series, and they still merge."""
+BATCH_BOUNDS: Final = tuple(2**power for power in range(13))
+STAGES: Final = ("queue", "run", "total")
 MAX_ROLLUPS: Final = 50_000
 """How many rollups wait at most while the database is down; the oldest go first."""
+MAX_SAMPLES: Final = 512
+"""How many durations are kept before they are counted: many at once cost a tenth of one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,131 +36,217 @@ class Rollup:
     requests: int
     rows: int
     errors: int
+    is_shadow: bool
+    cpu_us: int  # its runs, and its share of everything else that the process did
+    guardrails: dict[str, int]  # rows that violated a rule
     latency_histogram: tuple[int, ...]  # by LATENCY_BUCKETS_US, of the whole time in the service
 
 
-class Meter:
-    """Counts the requests of one deployment. The event loop's thread owns it."""
+class Histogram:
+    """Counts of durations by ``LATENCY_BUCKETS_US``."""
 
-    __slots__ = ("_errors", "_histogram", "_requests", "_rows", "_totals", "deployment_id", "endpoint_id", "labels")
-
-    def __init__(self, endpoint_id: int, deployment_id: int, labels: str) -> None:
-        """``labels`` is the Prometheus label text, bounded by the manifest."""
-        self.endpoint_id = endpoint_id
-        self.deployment_id = deployment_id
-        self.labels = labels
-        self._totals = Totals()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._requests = self._rows = self._errors = 0
-        self._histogram = [0] * BUCKETS
-
-    def observe(self, outcome: Outcome, rows: int, total_us: Sequence[int]) -> None:
-        """Count a batch: ``rows`` of all its requests together, and each request's time in the service."""
-        count = len(total_us)
-        self._requests += count
-        self._rows += rows
-        if outcome != "ok":
-            self._errors += count
-        outcomes = self._totals.outcomes
-        outcomes[outcome] = outcomes.get(outcome, 0) + count
-        histogram = self._histogram
-        for duration in total_us:
-            histogram[bisect_left(LATENCY_BUCKETS_US, duration)] += 1
-        self._totals.duration_us += sum(total_us)
-
-    def take(self, second: int) -> Rollup | None:
-        """What was counted since the last call, as the rollup of ``second``; None if there was nothing."""
-        if not self._requests:
-            return None
-        histogram = tuple(self._histogram)
-        self._totals.add(self._rows, histogram)
-        rollup = Rollup(
-            self.endpoint_id, self.deployment_id, second, self._requests, self._rows, self._errors, histogram
-        )
-        self._clear()
-        return rollup
-
-    @property
-    def totals(self) -> Totals:
-        """Everything since the start, up to the last ``take``."""
-        return self._totals
-
-
-class Totals:
-    """Sums since the start."""
-
-    __slots__ = ("duration_us", "histogram", "outcomes", "rows")
+    __slots__ = ("_samples", "counts", "sum_us")
 
     def __init__(self) -> None:
-        self.outcomes: dict[Outcome, int] = {}
-        self.rows = 0
-        self.duration_us = 0
-        self.histogram = [0] * BUCKETS
+        self._samples: list[int] = []
+        self.counts = np.zeros(BUCKETS, np.int64)
+        self.sum_us = 0
 
-    def add(self, rows: int, histogram: Iterable[int]) -> None:
-        """Add one second."""
-        self.rows += rows
-        self.histogram = [known + new for known, new in zip(self.histogram, histogram, strict=True)]
+    def add(self, durations_us: Sequence[int]) -> None:
+        """Count some durations, soon."""
+        self._samples += durations_us
+        if len(self._samples) >= MAX_SAMPLES:
+            self.settle()
+
+    def settle(self) -> Array:
+        """Count what is left; the counts since the start."""
+        if self._samples:
+            samples = np.array(self._samples)
+            self.counts += np.bincount(np.searchsorted(BOUNDS_US, samples), minlength=BUCKETS)
+            self.sum_us += int(samples.sum())
+            self._samples = []
+        return self.counts
+
+
+class Meter:
+    """Counts the requests of one deployment. The event loop's thread owns it; totals are since the start."""
+
+    def __init__(self, endpoint: EndpointEntry, entry: DeploymentEntry) -> None:
+        self.endpoint_id = endpoint.endpoint_id
+        self.deployment_id = entry.deployment_id
+        self.is_shadow = entry.role == "shadow"
+        # Bounded by the manifest, and free of what would have to be escaped.
+        self.labels = (
+            f'endpoint="{endpoint.name}",model="{entry.model}",model_version="{entry.model_version}"'
+            f',deployment="{entry.deployment_id}"'
+        )
+        self.outcomes: Counter[str] = Counter()
+        self.guardrails: Counter[str] = Counter()
+        self.stages = {stage: Histogram() for stage in STAGES}
+        self.batches: Counter[int] = Counter()  # by the upper bound of their rows
+        self.rows = 0
+        self.skipped = 0  # requests that were not copied to this shadow, because it was behind
+        self.cpu_s = 0.0
+        self.run_cpu_s = 0.0  # of the current second
+        self._before = (0, 0, 0)  # requests, rows, errors at the last rollup
+        self._guardrails_before: Counter[str] = Counter()
+        self._latencies_before = np.zeros(BUCKETS, np.int64)
+
+    def observe(self, record: Record) -> None:
+        """Count the requests of a record."""
+        self.outcomes[record.outcome] += len(record.rows)
+        stages = self.stages
+        stages["total"].add(record.total_us)
+        stages["queue"].add(record.queue_us)
+        if record.outputs:
+            self.rows += sum(record.rows)
+            stages["run"].add([record.run_us])
+            self.batches[1 << max(record.batch_size - 1, 0).bit_length()] += 1
+        for rule, rows in record.violations:
+            self.guardrails[rule] += len(rows)
+
+    def spend(self, cpu_s: float) -> None:
+        """Count the CPU seconds of a run."""
+        self.run_cpu_s += cpu_s
+
+    @property
+    def requests(self) -> int:
+        """Since the start."""
+        return self.outcomes.total()
+
+    @property
+    def new_requests(self) -> int:
+        """Since the last rollup."""
+        return self.requests - self._before[0]
+
+    def take(self, second: int, shared_cpu_s: float) -> Rollup | None:
+        """What was counted since the last call, as the rollup of ``second``; None if there was nothing.
+
+        ``shared_cpu_s``: this version's share of what the process did besides running models.
+        """
+        errors = self.outcomes["rejected"] + self.outcomes["failed"]
+        now = (self.requests, self.rows, errors)
+        cpu_s = self.run_cpu_s + shared_cpu_s
+        self.run_cpu_s = 0.0
+        self.cpu_s += cpu_s
+        if now[0] == self._before[0]:
+            return None
+        latencies = self.stages["total"].settle().copy()
+        requests, rows, new_errors = (new - old for new, old in zip(now, self._before, strict=True))
+        rollup = Rollup(
+            self.endpoint_id,
+            self.deployment_id,
+            second,
+            requests,
+            rows,
+            new_errors,
+            self.is_shadow,
+            round(cpu_s * 1e6),
+            dict(self.guardrails - self._guardrails_before),
+            tuple((latencies - self._latencies_before).tolist()),
+        )
+        self._before, self._latencies_before = now, latencies
+        self._guardrails_before = self.guardrails.copy()
+        return rollup
 
 
 class Metrics:
     """All meters of a replica, by endpoint and deployment."""
 
     def __init__(self) -> None:
-        self._meters: dict[tuple[int, int], Meter] = {}
+        self._meters: dict[tuple[int, int, bool], Meter] = {}
+        self._cpu_s = time.process_time()
         self.rollups: deque[Rollup] = deque(maxlen=MAX_ROLLUPS)  # filled by the loop, emptied by the reporter's thread
 
-    def meter(self, endpoint: str, endpoint_id: int, deployment_id: int, model: str, model_version: int) -> Meter:
+    def meter(self, endpoint: EndpointEntry, entry: DeploymentEntry) -> Meter:
         """The meter of a deployment; the same one after each manifest."""
-        key = (endpoint_id, deployment_id)
+        key = (endpoint.endpoint_id, entry.deployment_id, entry.role == "shadow")
         if key not in self._meters:
-            labels = f'endpoint="{endpoint}",model="{model}",model_version="{model_version}"'
-            labels += f',deployment="{deployment_id}"'
-            self._meters[key] = Meter(endpoint_id, deployment_id, labels)
+            self._meters[key] = Meter(endpoint, entry)
         return self._meters[key]
 
-    def keep(self, keys: Iterable[tuple[int, int]]) -> None:
-        """Forget the deployments that are not among ``keys``, so that labels stay bounded."""
-        wanted = set(keys)
-        for key in [key for key in self._meters if key not in wanted]:
-            self._flush(self._meters.pop(key))
+    def keep(self, meters: Iterable[Meter]) -> None:
+        """Forget the other meters, so that labels stay bounded."""
+        wanted = set(meters)
+        for key in [key for key, meter in self._meters.items() if meter not in wanted]:
+            self._flush(self._meters.pop(key), 0.0)
 
     def roll(self) -> None:
-        """Close the current second of every meter; called once a second."""
-        for meter in self._meters.values():
-            self._flush(meter)
+        """Close the current second of every meter; called once a second.
 
-    def _flush(self, meter: Meter) -> None:
-        rollup = meter.take(int(time.time()))
+        What the process did besides running models (transport, decoding, the log) is shared out by requests, so that
+        the sum over the versions is what the service costs.
+        """
+        cpu_s = time.process_time()
+        busy = [meter for meter in self._meters.values() if meter.new_requests or meter.run_cpu_s]
+        requests = sum(meter.new_requests for meter in busy)
+        shared = max(cpu_s - self._cpu_s - sum(meter.run_cpu_s for meter in busy), 0.0) / max(requests, 1)
+        self._cpu_s = cpu_s
+        for meter in busy:
+            self._flush(meter, shared * meter.new_requests)
+
+    def _flush(self, meter: Meter, shared_cpu_s: float) -> None:
+        rollup = meter.take(int(time.time()), shared_cpu_s)
         if rollup is not None:
             self.rollups.append(rollup)
 
-    def render(self, gauges: dict[str, float]) -> bytes:
-        """Prometheus text format 0.0.4. ``gauges`` are values of the whole replica by name."""
+    def render(self, replica_id: str, gauges: dict[str, float], versions: Iterable[tuple[Meter, int, int]]) -> bytes:
+        """Prometheus text format 0.0.4, for the deployments that had a request.
+
+        ``gauges`` are values of the whole replica by name; ``versions`` are meter, queued rows and bytes of memory of
+        what is loaded.
+        """
+        replica = f'replica="{replica_id}"'
         lines = []
         for name, value in gauges.items():
-            lines += [f"# TYPE {name} gauge", f"{name} {value:g}"]
-        meters = list(self._meters.values())
-        lines.append("# TYPE inference_requests_total counter")
+            lines += [f"# TYPE {name} gauge", f"{name}{{{replica}}} {value:g}"]
+        lines.append("# TYPE inference_queued_rows gauge")
+        loaded = list(versions)
+        lines += [f"inference_queued_rows{{{meter.labels},{replica}}} {rows}" for meter, rows, _ in loaded]
+        lines.append("# TYPE inference_model_memory_bytes gauge")
+        lines += [f"inference_model_memory_bytes{{{meter.labels},{replica}}} {size}" for meter, _, size in loaded]
+        meters = [meter for meter in self._meters.values() if meter.requests]
+        for name, counts in (
+            ("requests", lambda meter: [(f',outcome="{key}"', count) for key, count in meter.outcomes.items()]),
+            ("guardrail_rows", lambda meter: [(f',rule="{key}"', count) for key, count in meter.guardrails.items()]),
+            ("rows", lambda meter: [("", meter.rows)]),
+            ("cpu_seconds", lambda meter: [("", f"{meter.cpu_s:.6f}")]),
+            ("shadow_skipped", lambda meter: [("", meter.skipped)] if meter.is_shadow else []),
+        ):
+            lines.append(f"# TYPE inference_{name}_total counter")
+            lines += [
+                f"inference_{name}_total{{{meter.labels}{label},{replica}}} {count}"
+                for meter in meters
+                for label, count in counts(meter)
+            ]
+        lines.append("# TYPE inference_batch_rows histogram")
         for meter in meters:
-            for outcome, count in meter.totals.outcomes.items():
-                lines.append(f'inference_requests_total{{{meter.labels},outcome="{outcome}"}} {count}')
-        lines.append("# TYPE inference_rows_total counter")
-        lines += [f"inference_rows_total{{{meter.labels}}} {meter.totals.rows}" for meter in meters]
-        lines.append("# TYPE inference_request_duration_seconds histogram")
+            lines += _batches(meter, replica)
+        lines.append("# TYPE inference_duration_seconds histogram")
         for meter in meters:
-            lines += _histogram(meter)
+            for stage, histogram in meter.stages.items():
+                lines += _durations(histogram, f'{meter.labels},stage="{stage}",{replica}')
         return ("\n".join(lines) + "\n").encode()
 
 
-def _histogram(meter: Meter) -> list[str]:
-    name, lines, cumulated = "inference_request_duration_seconds", [], 0
-    bounds = [f"{bound / 1e6:g}" for bound in LATENCY_BUCKETS_US]
-    for bound, count in zip([*bounds, "+Inf"], meter.totals.histogram, strict=True):
-        cumulated += count
-        lines.append(f'{name}_bucket{{{meter.labels},le="{bound}"}} {cumulated}')
-    lines.append(f"{name}_sum{{{meter.labels}}} {meter.totals.duration_us / 1e6:.6f}")
-    lines.append(f"{name}_count{{{meter.labels}}} {cumulated}")
-    return lines
+def _durations(histogram: Histogram, labels: str) -> list[str]:
+    name = "inference_duration_seconds"
+    cumulated = np.cumsum(histogram.settle()).tolist()
+    lines = [
+        f'{name}_bucket{{{labels},le="{LATENCY_BUCKETS_US[index] / 1e6:g}"}} {cumulated[index]}'
+        for index in SHOWN_BUCKETS
+    ]
+    lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {cumulated[-1]}')
+    lines.append(f"{name}_sum{{{labels}}} {histogram.sum_us / 1e6:.6f}")
+    return [*lines, f"{name}_count{{{labels}}} {cumulated[-1]}"]
+
+
+def _batches(meter: Meter, replica: str) -> list[str]:
+    name, labels, lines, cumulated = "inference_batch_rows", f"{meter.labels},{replica}", [], 0
+    for bound in BATCH_BOUNDS:
+        cumulated += meter.batches[bound]
+        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {cumulated}')
+    total = meter.batches.total()
+    lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {total}')
+    lines.append(f"{name}_sum{{{labels}}} {meter.rows}")
+    return [*lines, f"{name}_count{{{labels}}} {total}"]

@@ -27,6 +27,7 @@ class LoadedModel:
     signature: Signature
     load_ms: float
     warm_up: WarmUp
+    memory_bytes: int = 0
 
     @property
     def is_batchable(self) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
 import orjson
+import simdjson
 
 from inference.contracts import Signature, TensorSpec
 from inference.datatypes import V2_DATATYPES, Array
@@ -21,8 +22,11 @@ MAX_ID: Final = 128
 MAX_RANK: Final = 64
 MAX_SIZE: Final = 2**31 - 1
 """Of one dimension; beyond it numpy's own arithmetic on empty tensors overflows."""
+LARGE_BYTES: Final = 7 * 1024
+"""Above it a parser that reads numbers straight into an array is faster than one that makes objects."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
 ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 LENGTH_PREFIX: Final = struct.Struct("<I")
 
 Values = list[float] | Array
@@ -36,15 +40,24 @@ class _Parameters(msgspec.Struct):
     binary_data_size: int | None = None  # of an input: its bytes after the JSON
     binary_data: bool | None = None  # of a requested output: answer it in binary
     binary_data_output: bool = False  # of the request: answer all outputs in binary
+    timeout: int = 0  # of the request: microseconds; 0 for none
     classification: int = 0
     shared_memory_region: str | None = None
 
 
-class _Tensor(msgspec.Struct):
+class _Tensor(msgspec.Struct, gc=False):
     name: str
     shape: list[int]
     datatype: str
     data: msgspec.Raw = NO_DATA
+    parameters: _Parameters | None = None
+
+
+class _FloatTensor(msgspec.Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
     parameters: _Parameters | None = None
 
 
@@ -60,39 +73,56 @@ class _Request(msgspec.Struct):
     parameters: _Parameters | None = None
 
 
+class _FloatRequest(msgspec.Struct, gc=False):
+    """The usual request: plain numbers. Decoded in one go, which takes half the time of ``_Request``."""
+
+    inputs: list[_FloatTensor]
+    id: str = ""
+    outputs: list[_Output] | None = None
+    parameters: _Parameters | None = None
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
+_float_request_decoder = msgspec.json.Decoder(_FloatRequest)
+_parser: Final = simdjson.Parser()
+_BUFFERS: Final = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
+"""How numbers are read at once, by the kind of the numpy dtype."""
+_PACKED: Final = {"FP16": "e", "FP32": "f", "FP64": "d"}
+"""The struct module's letters."""
 _list_types: Final[dict[str, Any]] = {"f": list[float], "i": list[int], "u": list[int], "b": list[bool], "O": list[str]}
 _list_decoders: Final = {kind: msgspec.json.Decoder(form) for kind, form in _list_types.items()}
 """By the kind of the numpy dtype."""
 
 
-class InferRequest:
+class InferRequest(msgspec.Struct, gc=False):
     """A decoded request that fits the model's signature; tensors are in the signature's order."""
 
-    __slots__ = ("id", "outputs", "rows", "shapes", "values")
+    id: str
+    values: list[Values]
+    shapes: list[list[int]]
+    rows: int
+    outputs: list[tuple[int, bool]] | None = None  # (index, is_binary) of those asked for; None: all, as JSON
+    timeout_s: float | None = None  # what the caller gives it, from its arrival on
 
-    def __init__(
-        self,
-        request_id: str,
-        values: list[Values],
-        shapes: list[list[int]],
-        rows: int,
-        outputs: list[tuple[int, bool]] | None,
-    ) -> None:
-        self.id = request_id
-        self.values = values
-        self.shapes = shapes
-        self.rows = rows
-        self.outputs = outputs  # (index, is_binary) of the outputs asked for; None: all, as JSON
+
+class ReceivedTensor(NamedTuple):
+    """An input as a transport other than HTTP received it."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes | Sequence[Any]  # in the form of the binary extension, or one element after the other
+    field: str  # where the data was, for an error
 
 
 class _Input:
     """What decoding one input needs, worked out once."""
 
-    __slots__ = ("datatype", "decoder", "dtype", "kind", "position", "row_shape", "row_size", "shape")
+    __slots__ = ("datatype", "decoder", "dtype", "kind", "name", "position", "row_shape", "row_size", "shape")
 
     def __init__(self, position: int, spec: TensorSpec) -> None:
         self.position = position
+        self.name = spec.name
         self.datatype = spec.datatype
         self.dtype = V2_DATATYPES[spec.datatype]
         self.kind = self.dtype.kind
@@ -111,6 +141,8 @@ class ModelCodec:
         self._outputs = signature.outputs
         self._output_positions = {spec.name: position for position, spec in enumerate(signature.outputs)}
         self._is_batchable = is_batchable
+        only = next(iter(self._inputs.values())) if len(self._inputs) == 1 and is_batchable else None
+        self._only = only if only is not None and only.kind == "f" and only.row_shape else None
         self._head = b'{"model_name":%b,"model_version":"%d","id":"' % (orjson.dumps(endpoint), model_version)
         self._output_heads = [
             b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
@@ -124,15 +156,20 @@ class ModelCodec:
 
         Raises ``RequestRejected`` naming the field that does not fit.
         """
-        binary = b"" if header_length is None else memoryview(body)[header_length:]
-        request = _decode_json(body if header_length is None else memoryview(body)[:header_length])
-        if request.id and (len(request.id) > MAX_ID or not ID_PATTERN.fullmatch(request.id)):
-            raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", "id")
+        if header_length is None:
+            if self._only is not None and len(body) <= LARGE_BYTES and (quick := _decode_row(body, self._only)):
+                return quick
+            binary: bytes | memoryview = b""
+            request, arrays = _decode_json(body)
+        else:
+            binary = memoryview(body)[header_length:]
+            request, arrays = _decode_json(memoryview(body)[:header_length])
+        checked_id(request.id, "id")
         count = len(self._inputs)
         values: list[Values | None] = [None] * count
         shapes: list[list[int]] = [[]] * count
         offset = 0
-        for tensor in request.inputs:
+        for tensor, array in zip(request.inputs, arrays, strict=True):
             known = self._inputs.get(tensor.name)
             if known is None or tensor.shape != known.row_shape or tensor.datatype != known.datatype:
                 known = self._checked(tensor)  # anything but one row of the usual shape
@@ -140,7 +177,9 @@ class ModelCodec:
                 raise RequestRejected("is given twice.", _field(tensor))
             size = tensor.parameters.binary_data_size if tensor.parameters else None
             shapes[known.position] = tensor.shape
-            if size is None:
+            if array is not None:
+                values[known.position] = _from_numbers(tensor, known, array)
+            elif size is None:
                 values[known.position] = _from_json(tensor, known)
             else:
                 values[known.position] = _from_binary(tensor, known, binary, offset, size)
@@ -149,11 +188,55 @@ class ModelCodec:
             raise RequestRejected(
                 f"{len(binary)} bytes follow the JSON, the inputs' binary_data_size add up to {offset}.", "inputs"
             )
+        microseconds = request.parameters.timeout if request.parameters else 0
+        return InferRequest(
+            request.id,
+            self._present(values),
+            shapes,
+            self._rows(shapes),
+            self._wanted(request),
+            microseconds / 1e6 if microseconds > 0 else None,
+        )
+
+    def decode_tensors(self, tensors: Iterable[ReceivedTensor], outputs: Iterable[str] = ()) -> InferRequest:
+        """Read a request whose parts a transport has taken apart; ``outputs`` are the names asked for, or none for all.
+
+        Raises ``RequestRejected`` naming the field that does not fit.
+        """
+        values: list[Values | None] = [None] * len(self._inputs)
+        shapes: list[list[int]] = [[]] * len(self._inputs)
+        for one in tensors:
+            tensor = _Tensor(one.name, one.shape, one.datatype)
+            known = self._checked(tensor)
+            if values[known.position] is not None:
+                raise RequestRejected("is given twice.", _field(tensor))
+            shapes[known.position] = one.shape
+            if isinstance(one.data, bytes):
+                values[known.position] = _from_bytes(one.data, tensor, known, one.field)
+            else:
+                values[known.position] = _from_flat(one.data, tensor, known, one.field)
+        wanted = self._wanted(_Request([], outputs=[_Output(name) for name in outputs]))
+        return InferRequest("", self._present(values), shapes, self._rows(shapes), wanted)
+
+    def _present(self, values: list[Values | None]) -> list[Values]:
         present = [value for value in values if value is not None]
-        if len(present) < count:
+        if len(present) < len(values):
             missing = next(name for name, known in self._inputs.items() if values[known.position] is None)
             raise RequestRejected("is missing.", f'inputs["{missing}"]')
-        return InferRequest(request.id, present, shapes, self._rows(shapes), self._wanted(request))
+        return present
+
+    def key(self, request: InferRequest, name: str) -> bytes | None:
+        """What the first row of an input is, for sticky routing: equal values give equal bytes, however they came."""
+        known = self._inputs.get(name)
+        if known is None or not request.rows:
+            return None
+        position = known.position
+        array = to_array(request.values[position], request.shapes[position], known.datatype, name)
+        return to_binary(array[:1] if self._is_batchable else array)
+
+    def adopt(self, request: InferRequest) -> InferRequest:
+        """A request decoded for a version with the same inputs, as this version counts its rows."""
+        return msgspec.structs.replace(request, rows=self._rows(request.shapes), outputs=None)
 
     def _checked(self, tensor: _Tensor) -> _Input:
         """The signature's input of that name, after checking datatype and shape against it."""
@@ -212,7 +295,8 @@ class ModelCodec:
         rows = request.rows
         if request.outputs is None:
             if rows == 1:
-                return b"%b%b%b" % (self._head, request_id, outputs.single_rows(self._output_heads)[start]), None
+                tails = outputs.singles or outputs.single_rows(self._output_heads)
+                return b"%b%b%b" % (self._head, request_id, tails[start]), None
             texts = [
                 text_head + outputs.text(position, start, rows) for position, text_head in enumerate(self._output_heads)
             ]
@@ -237,14 +321,14 @@ class BatchOutputs:
     NaN and infinities, which JSON does not have, become ``null``.
     """
 
-    __slots__ = ("_dimensions", "_is_batch", "_rows", "_singles", "arrays", "row_count")
+    __slots__ = ("_dimensions", "_is_batch", "_rows", "arrays", "row_count", "singles")
 
     def __init__(self, arrays: Sequence[Array], row_count: int, *, is_batch: bool) -> None:
         self.arrays = arrays
         self.row_count = row_count
         self._is_batch = is_batch
         self._rows: list[list[bytes] | None] = [None] * len(arrays)
-        self._singles: list[bytes] | None = None
+        self.singles: list[bytes] | None = None
         self._dimensions: list[bytes] = [
             b"".join(b",%d" % size for size in array.shape[1:])
             if is_batch
@@ -263,13 +347,13 @@ class BatchOutputs:
 
     def single_rows(self, heads: list[bytes]) -> list[bytes]:
         """For each row the end of a whole answer with that row alone, from after the request id on."""
-        if self._singles is None:
+        if self.singles is None:
             columns = []
             for position, head in enumerate(heads):
                 before = b'%b%b],"data":[' % (head, self.dimensions(position, 1))
                 columns.append([b"%b%b]}" % (before, text) for text in self._texts(position)])
-            self._singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
-        return self._singles
+            self.singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
+        return self.singles
 
     def _texts(self, position: int) -> list[bytes]:
         texts = self._rows[position]
@@ -280,8 +364,23 @@ class BatchOutputs:
     def text(self, position: int, start: int, rows: int) -> bytes:
         """The end of an output's JSON object, from inside the shape on."""
         texts = self._texts(position)
-        data = texts[start] if rows == 1 else b",".join(texts[start : start + rows])
+        if rows == 1:
+            data = texts[start]
+        else:
+            data = b",".join(texts[start : start + rows]) if self.arrays[position].size else b""
         return b'%b],"data":[%b]}' % (self.dimensions(position, rows), data)
+
+
+def trace_context(text: str | None) -> str | None:
+    """A W3C ``traceparent``; None for what is not one, as its recommendation wants."""
+    return text if text is not None and TRACEPARENT.fullmatch(text) else None
+
+
+def checked_id(text: str, field: str) -> str:
+    """A caller's request id, or none. Raises ``RequestRejected`` for one that is no plain text for logs and headers."""
+    if text and (len(text) > MAX_ID or not ID_PATTERN.fullmatch(text)):
+        raise RequestRejected(f"use at most {MAX_ID} printable ASCII characters without quotes.", field)
+    return text
 
 
 def to_binary(array: Array) -> bytes:
@@ -297,15 +396,71 @@ def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> 
     if isinstance(values, np.ndarray):
         return values
     try:
-        with np.errstate(over="raise"):
-            return np.fromiter(values, V2_DATATYPES[datatype], len(values)).reshape(shape)
-    except FloatingPointError as error:
+        # Packing a list takes a third of the time that numpy takes to read it.
+        packed = struct.pack(f"<{len(values)}{_PACKED[datatype]}", *values)
+        return np.frombuffer(packed, V2_DATATYPES[datatype]).reshape(shape)
+    except OverflowError as error:
         raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
     except ValueError as error:
         raise RequestRejected(f"{error}.", f'inputs["{name}"].shape') from error
 
 
-def _decode_json(text: bytes | bytearray | memoryview) -> _Request:
+def _decode_row(body: bytes | bytearray, only: _Input) -> InferRequest | None:
+    """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
+    try:
+        request = _float_request_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    if len(request.inputs) != 1 or request.outputs is not None or request.parameters is not None or request.id:
+        return None
+    tensor = request.inputs[0]
+    data, shape = tensor.data, tensor.shape
+    is_usual = shape == only.row_shape and len(data) == only.row_size and tensor.datatype == only.datatype
+    if not is_usual or tensor.name != only.name or tensor.parameters is not None:
+        return None
+    return InferRequest("", [data], [shape], 1)
+
+
+def _decode_json(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]]:
+    """The request, and for each input its numbers where they were read at once."""
+    if len(text) > LARGE_BYTES:
+        large = _decode_large(text)
+        if large is not None:
+            return large
+    request = _decode_small(text)
+    return request, [None] * len(request.inputs)
+
+
+def _decode_large(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]] | None:
+    """Read large tensors without an object for each number; None for what needs a closer look."""
+    try:
+        document: Any = _parser.parse(bytes(text))
+        inputs, arrays = [], []
+        for tensor in document["inputs"]:
+            fields = {name: _plain(tensor[name]) for name in tensor if name != "data"}
+            inputs.append(fields)
+            arrays.append(_numbers(tensor["data"], fields["datatype"]) if "data" in tensor else None)
+        others = {name: _plain(document[name]) for name in document if name != "inputs"}
+        return msgspec.convert({**others, "inputs": inputs}, _Request), arrays
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, msgspec.MsgspecError):
+        return None
+
+
+def _numbers(data: Any, datatype: str) -> Array:
+    """The numbers of a flat JSON array, widened to 64 bits. Raises ``TypeError`` when it holds anything else."""
+    if isinstance(data[0], simdjson.Array):
+        raise TypeError("nested")
+    kind, dtype = _BUFFERS[V2_DATATYPES[datatype].kind]
+    return np.frombuffer(data.as_buffer(of_type=kind), dtype)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, simdjson.Object):
+        return value.as_dict()
+    return value.as_list() if isinstance(value, simdjson.Array) else value
+
+
+def _decode_small(text: bytes | bytearray | memoryview) -> _Request:
     try:
         return _request_decoder.decode(text)
     except msgspec.ValidationError as error:
@@ -328,17 +483,38 @@ def _from_json(tensor: _Tensor, known: _Input) -> Values:
         flat = _from_nested(tensor, known)
     except msgspec.DecodeError as error:
         raise RequestRejected(f"not valid JSON: {error}.", _field(tensor, ".data")) from error
-    if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
-        raise RequestRejected(
-            f"has {len(flat)} elements, the shape {tensor.shape} needs {math.prod(tensor.shape)}.",
-            _field(tensor, ".data"),
-        )
-    if known.kind == "f":
-        return flat  # turned into an array together with the rest of the batch
+    if known.kind != "f":
+        return _from_flat(flat, tensor, known, _field(tensor, ".data"))
+    _check_count(flat, tensor, known, _field(tensor, ".data"))
+    return flat  # turned into an array together with the rest of the batch
+
+
+def _from_flat(flat: Sequence[Any], tensor: _Tensor, known: _Input, field: str) -> Array:
+    _check_count(flat, tensor, known, field)
     try:
         return np.array(flat, known.dtype).reshape(tensor.shape)
     except (OverflowError, ValueError) as error:
-        raise RequestRejected(f"{error}.", _field(tensor, ".data")) from error
+        raise RequestRejected(f"{error}.", field) from error
+
+
+def _check_count(flat: Sequence[Any] | Array, tensor: _Tensor, known: _Input, field: str) -> None:
+    if len(flat) != (known.row_size if tensor.shape == known.row_shape else math.prod(tensor.shape)):
+        raise RequestRejected(
+            f"has {len(flat)} elements, the shape {tensor.shape} needs {math.prod(tensor.shape)}.", field
+        )
+
+
+def _from_numbers(tensor: _Tensor, known: _Input, numbers: Array) -> Array:
+    """The numbers of a large tensor in its datatype and shape."""
+    _check_count(numbers, tensor, known, _field(tensor, ".data"))
+    try:
+        with np.errstate(over="raise"):
+            array = numbers.astype(known.dtype)
+        if known.kind != "f" and not np.array_equal(array, numbers):
+            raise OverflowError
+    except (FloatingPointError, OverflowError) as error:
+        raise RequestRejected(f"a number is too large for {known.datatype}.", _field(tensor, ".data")) from error
+    return array.reshape(tensor.shape)
 
 
 def _from_nested(tensor: _Tensor, known: _Input) -> list[Any]:
@@ -363,12 +539,16 @@ def _from_binary(tensor: _Tensor, known: _Input, binary: memoryview | bytes, off
         raise RequestRejected("has both data and binary_data_size.", _field(tensor))
     if not 0 <= size <= len(binary) - offset:
         raise RequestRejected(f"is {size}, but {len(binary) - offset} bytes are left after the JSON.", field)
-    part = binary[offset : offset + size]
+    return _from_bytes(binary[offset : offset + size], tensor, known, field)
+
+
+def _from_bytes(part: memoryview | bytes, tensor: _Tensor, known: _Input, field: str) -> Array:
     count = math.prod(tensor.shape)
     if known.kind == "O":
         return _strings(part, count, _field(tensor)).reshape(tensor.shape)
-    if size != count * known.dtype.itemsize:
-        raise RequestRejected(f"is {size}, the shape {tensor.shape} needs {count * known.dtype.itemsize} bytes.", field)
+    size, needed = len(part), count * known.dtype.itemsize
+    if size != needed:
+        raise RequestRejected(f"is {size}, the shape {tensor.shape} needs {needed} bytes.", field)
     if known.kind == "b" and size and max(part) > 1:
         raise RequestRejected("a BOOL is one byte, 0 or 1.", _field(tensor))
     return np.frombuffer(part, known.dtype).reshape(tensor.shape)

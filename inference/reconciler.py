@@ -44,12 +44,15 @@ ON CONFLICT (replica_id) DO UPDATE SET
 """
 ADD_ROLLUP: Final = """
 INSERT INTO monitoring_metricrollup AS known
-    (endpoint_id, deployment_id, second, replica_id, requests, rows, errors, latency_histogram)
-VALUES (%s, %s, to_timestamp(%s), %s, %s, %s, %s, %s)
+    (endpoint_id, deployment_id, second, replica_id, requests, rows, errors, is_shadow, cpu_us, guardrails,
+     latency_histogram)
+VALUES (%s, %s, to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (endpoint_id, deployment_id, second, replica_id) DO UPDATE SET
     requests = known.requests + excluded.requests,
     rows = known.rows + excluded.rows,
     errors = known.errors + excluded.errors,
+    cpu_us = known.cpu_us + excluded.cpu_us,
+    guardrails = known.guardrails || excluded.guardrails,
     latency_histogram = (
         SELECT array_agg(one + other ORDER BY position)
         FROM unnest(known.latency_histogram, excluded.latency_histogram) WITH ORDINALITY AS t(one, other, position)
@@ -283,6 +286,9 @@ def _rollup_row(rollup: Rollup, replica_id: str) -> tuple[Any, ...]:
         rollup.requests,
         rollup.rows,
         rollup.errors,
+        rollup.is_shadow,
+        rollup.cpu_us,
+        Jsonb(rollup.guardrails),
         list(rollup.latency_histogram),
     )
 

@@ -39,14 +39,21 @@ class Replica:
     def __init__(self, settings: Settings, replica_id: str) -> None:
         """Call on the running event loop. Raises ``ConfigurationError`` when keys are missing."""
         self._settings = settings
+        self._replica_id = replica_id
         self._loop = asyncio.get_running_loop()
         self._process = psutil.Process()
         self._metrics = Metrics()
         self._log = Spool(settings.spool, replica_id, cap=settings.spool_cap, seal_interval=settings.seal_interval)
         slow_runs = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="slow-run")
-        self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs)
+        shadow_runs = ThreadPoolExecutor(1, thread_name_prefix="shadow-run")
+        self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs, shadow_runs)
         rest = RestApi(self._dataplane, self._render_metrics)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
+        self._grpc = None
+        if settings.grpc_port:
+            from inference.grpc_api import GrpcServer  # its libraries cost time and memory
+
+            self._grpc = GrpcServer(self._dataplane, settings)
         self._installed = asyncio.Event()
         self._observed = Observed()
         self._reconciler = Reconciler(
@@ -74,6 +81,8 @@ class Replica:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._installed.wait(), ACCEPT_ANYWAY_S)
         await self._server.start(listener)
+        if self._grpc is not None:
+            await self._grpc.start()
         await stop.wait()
         await self._drain()
 
@@ -82,7 +91,8 @@ class Replica:
         self._observed.state = "DRAINING"
         self._observed.changed.set()
         self._reconciler.stop()
-        await self._server.drain(self._settings.drain_timeout)
+        servers = [self._server] if self._grpc is None else [self._server, self._grpc]
+        await asyncio.gather(*(server.drain(self._settings.drain_timeout) for server in servers))
         self._metrics.roll()
         self._log.close()
         self._observed.state = "STOPPED"
@@ -119,14 +129,15 @@ class Replica:
         return [rollups.popleft() for _ in range(min(limit, len(rollups)))]
 
     def _render_metrics(self) -> bytes:
-        return self._metrics.render(
+        return self._dataplane.render_metrics(
+            self._replica_id,
             {
                 "inference_memory_bytes": self._process.memory_info().rss,
                 "inference_connections": len(self._server.connections),
                 "inference_request_bodies_bytes": self._server.buffered,
                 "inference_log_is_full": self._log.is_full,
                 "inference_generation": self._observed.generation,
-            }
+            },
         )
 
 

@@ -10,10 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from inference import VERSION
 from inference.contracts import TensorSpec
-from inference.dataplane import Call, Dataplane, Endpoint, RequestIds, Served
+from inference.dataplane import Call, Dataplane, RequestIds, Served
 from inference.errors import (
     CallerGone,
+    DeadlineExceeded,
+    GuardrailViolated,
     InferenceError,
     ModelFailed,
     NotAllowed,
@@ -23,10 +26,9 @@ from inference.errors import (
     RequestTooLarge,
     Unauthenticated,
 )
-from inference.http import JSON_TYPE, Exchange, Refused
-from inference.protocol import ID_PATTERN, MAX_ID, BatchOutputs, InferRequest, ModelCodec
+from inference.http import JSON_TYPE, Exchange, Head, Refused
+from inference.protocol import BatchOutputs, InferRequest, ModelCodec, checked_id, trace_context
 
-VERSION: Final = "0.1.0"
 BINARY_TYPE: Final = b"application/octet-stream"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_CACHED_PATHS: Final = 4096
@@ -37,8 +39,10 @@ STATUS: Final[dict[type[InferenceError], int]] = {
     NotFound: 404,
     CallerGone: 408,
     RequestTooLarge: 413,
+    GuardrailViolated: 422,
     ModelFailed: 500,
     Overloaded: 503,
+    DeadlineExceeded: 504,
 }
 PATH: Final = re.compile(
     r"/v2/models/(?P<name>[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})(?:/versions/(?P<version>[0-9]{1,18}))?(?P<action>/infer|/ready)?"
@@ -50,39 +54,62 @@ class Route:
     """Where a path leads. ``name`` and ``version`` are empty on the server's own paths."""
 
     method: bytes
-    action: Callable[[Exchange, Route], None]
+    action: Callable[[Exchange, Plan], None]
     name: str = ""
     version: str | None = None
+
+
+NOWHERE: Final = Route(b"", lambda exchange, plan: None)
+
+
+class Plan:
+    """What the head of a request says, worked out once for all requests with that head."""
+
+    __slots__ = ("action", "authorization", "encoding", "header_length", "name", "request_id", "traceparent", "version")
+
+    def __init__(self, action: Callable[[Exchange, Plan], None], route: Route, headers: dict[bytes, bytes]) -> None:
+        self.action = action
+        self.name, self.version = route.name, route.version
+        self.authorization = headers.get(b"authorization")
+        self.encoding = headers.get(b"content-encoding", b"identity").lower()
+        self.header_length = headers.get(b"inference-header-content-length")
+        self.request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        self.traceparent = trace_context(headers.get(b"traceparent", b"").decode("latin-1"))
 
 
 class HttpCall(Call):
     """An infer request that came over HTTP."""
 
-    __slots__ = ("exchange",)
+    __slots__ = ("exchange", "plan")
 
-    def __init__(self, exchange: Exchange, request_id: str) -> None:
+    def __init__(self, exchange: Exchange, plan: Plan, request_id: str) -> None:
         self.exchange = exchange
+        self.plan = plan
         self.request_id = request_id
+        self.traceparent = plan.traceparent
+        self.violated = ()
 
     @property
     def is_open(self) -> bool:
         return self.exchange.is_open
 
     def decode(self, codec: ModelCodec) -> InferRequest:
-        exchange = self.exchange
-        encoding = exchange.headers.get(b"content-encoding", b"identity")
-        if encoding.lower() != b"identity":
+        plan, body = self.plan, self.exchange.body
+        if plan.encoding != b"identity":
             raise RequestRejected("compressed bodies are not accepted.", "content-encoding")
-        length = exchange.headers.get(b"inference-header-content-length")
-        return codec.decode(exchange.body, None if length is None else _header_length(length, len(exchange.body)))
+        if plan.header_length is None:
+            return codec.decode(body)
+        return codec.decode(body, _header_length(plan.header_length, len(body)))
 
-    def sticky_key(self, header: str) -> bytes | None:
-        return self.exchange.headers.get(header.lower().encode())
+    def header(self, name: str) -> bytes | None:
+        return self.exchange.head.headers.get(name.lower().encode())
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
-        encoded_id = self.request_id.encode()
-        body, json_length = self.served.codec.encode(outputs, start, self.request, encoded_id)
-        headers = b"x-request-id: %b\r\n" % encoded_id
+        request_id = self.request_id.encode("ascii")
+        body, json_length = self.served.codec.encode(outputs, start, self.request, request_id)
+        headers = b"x-request-id: %b\r\n" % request_id
+        if self.violated or self.traceparent is not None:
+            headers += self._more_headers()
         if json_length is None:
             self.exchange.send(200, body, headers=headers)
         else:
@@ -90,7 +117,14 @@ class HttpCall(Call):
             self.exchange.send(200, body, content_type=BINARY_TYPE, headers=headers)
 
     def fail(self, error: InferenceError) -> None:
-        send_error(self.exchange, error, b"x-request-id: %b\r\n" % self.request_id.encode())
+        send_error(self.exchange, error, b"x-request-id: %b\r\n%b" % (self.request_id.encode(), self._more_headers()))
+
+    def _more_headers(self) -> bytes:
+        """Which guardrails were violated, and the caller's trace context as it came."""
+        lines = b"x-guardrails: %b\r\n" % ", ".join(self.violated).encode() if self.violated else b""
+        if self.traceparent is not None:
+            lines += b"traceparent: %b\r\n" % self.traceparent.encode()
+        return lines
 
 
 class RestApi:
@@ -110,17 +144,19 @@ class RestApi:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
-        try:
-            route = self._paths[exchange.path]
-        except KeyError:
-            route = self._resolve(exchange.path)
+        plan: Plan = exchange.head.route or self._plan(exchange.head)
+        plan.action(exchange, plan)
+
+    def _plan(self, head: Head) -> Plan:
+        route = self._resolve(head.path)
         if route is None:
-            send_error(exchange, NotFound("There is nothing at this path."))
-        elif exchange.method == route.method or (exchange.method == b"HEAD" and route.method == b"GET"):
-            route.action(exchange, route)
+            plan = Plan(_nothing_here, NOWHERE, head.headers)
+        elif head.method == route.method or (head.method == b"HEAD" and route.method == b"GET"):
+            plan = Plan(route.action, route, head.headers)
         else:
-            allow = b"allow: GET, HEAD\r\n" if route.method == b"GET" else b"allow: POST\r\n"
-            _send(exchange, 405, {"error": f"Use {route.method.decode()} here."}, allow)
+            plan = Plan(_use_post if route.method == b"POST" else _use_get, route, head.headers)
+        head.route = plan
+        return plan
 
     def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
         """Refuse to read a large body from a caller who may not send it."""
@@ -162,54 +198,48 @@ class RestApi:
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
-    def _infer(self, exchange: Exchange, route: Route) -> None:
-        headers = exchange.headers
-        given = headers.get(b"x-request-id")
-        call = HttpCall(exchange, self._ids.next())
-        if given is not None:
-            text = given.decode("latin-1")
-            if len(text) > MAX_ID or not ID_PATTERN.fullmatch(text):
-                problem = f"use at most {MAX_ID} printable ASCII characters without quotes."
-                call.fail(RequestRejected(problem, "x-request-id"))
+    def _infer(self, exchange: Exchange, plan: Plan) -> None:
+        given = plan.request_id
+        call = HttpCall(exchange, plan, given or self._ids.next())
+        if given:
+            try:
+                checked_id(given, "x-request-id")
+            except RequestRejected as error:
+                call.request_id = self._ids.next()
+                call.fail(error)
                 return
-            call.request_id = text
-        self._dataplane.infer(call, route.name, route.version, headers.get(b"authorization"))
+        self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
 
-    def _server_metadata(self, exchange: Exchange, route: Route) -> None:
+    def _server_metadata(self, exchange: Exchange, plan: Plan) -> None:
         _send(exchange, 200, {"name": "countersign", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
-    def _live(self, exchange: Exchange, route: Route) -> None:
+    def _live(self, exchange: Exchange, plan: Plan) -> None:
         _send(exchange, 200, {"live": True})
 
-    def _ready(self, exchange: Exchange, route: Route) -> None:
+    def _ready(self, exchange: Exchange, plan: Plan) -> None:
         is_ready = self._dataplane.accepts_predictions
         _send(exchange, 200 if is_ready else 503, {"ready": is_ready})
 
-    def _metrics(self, exchange: Exchange, route: Route) -> None:
+    def _metrics(self, exchange: Exchange, plan: Plan) -> None:
         exchange.send(200, self._render_metrics(), content_type=METRICS_TYPE)
 
-    def _model_ready(self, exchange: Exchange, route: Route) -> None:
+    def _model_ready(self, exchange: Exchange, plan: Plan) -> None:
         try:
-            endpoint, _ = self._dataplane.authorize(route.name, exchange.headers.get(b"authorization"))
-            if not self._versions(endpoint, route.version):
-                raise Overloaded("No version of this endpoint is ready.")
+            self._versions(plan)
         except InferenceError as error:
             send_error(exchange, error)
             return
-        _send(exchange, 200, {"name": route.name, "ready": True})
+        _send(exchange, 200, {"name": plan.name, "ready": True})
 
-    def _model_metadata(self, exchange: Exchange, route: Route) -> None:
+    def _model_metadata(self, exchange: Exchange, plan: Plan) -> None:
         try:
-            endpoint, _ = self._dataplane.authorize(route.name, exchange.headers.get(b"authorization"))
-            served = self._versions(endpoint, route.version)
-            if not served:
-                raise Overloaded("No version of this endpoint is ready.")
+            served = self._versions(plan)
         except InferenceError as error:
             send_error(exchange, error)
             return
         signature = served[0].model.signature
         document = {
-            "name": route.name,
+            "name": plan.name,
             "versions": [str(one.entry.model_version) for one in served],
             "platform": "onnxruntime_onnx",
             "inputs": [_tensor(spec) for spec in signature.inputs],
@@ -217,11 +247,21 @@ class RestApi:
         }
         _send(exchange, 200, document)
 
-    def _versions(self, endpoint: Endpoint, number: str | None) -> list[Served]:
-        """The versions that answer, the champion first; only the one with ``number`` if it is given."""
-        if number is not None:
-            return [endpoint.version(number)]
-        return sorted(endpoint.answering, key=lambda one: one.entry.role != "champion")
+    def _versions(self, plan: Plan) -> list[Served]:
+        endpoint, _ = self._dataplane.authorize(plan.name, plan.authorization)
+        return endpoint.versions(plan.version)
+
+
+def _nothing_here(exchange: Exchange, plan: Plan) -> None:
+    send_error(exchange, NotFound("There is nothing at this path."))
+
+
+def _use_get(exchange: Exchange, plan: Plan) -> None:
+    _send(exchange, 405, {"error": "Use GET here."}, b"allow: GET, HEAD\r\n")
+
+
+def _use_post(exchange: Exchange, plan: Plan) -> None:
+    _send(exchange, 405, {"error": "Use POST here."}, b"allow: POST\r\n")
 
 
 def send_error(exchange: Exchange, error: InferenceError, headers: bytes = b"") -> None:

@@ -41,6 +41,8 @@ ONNX_DATATYPES: Final[Mapping[str, str]] = {
 
 PROBE_ROWS: Final = 2
 WARM_UP_RUNS: Final = 3
+TIMED_ROWS: Final = 8
+WORTH_TIMING_MS: Final = 5.0  # a slower model's rows are taken to cost as much together as alone
 NODE_FAILED: Final = "Non-zero status code returned while running"
 
 
@@ -51,6 +53,13 @@ class WarmUp:
     total_ms: float
     run_ms: float  # the fastest single run on one row
     is_batchable: bool
+    row_ms: float = 0.0  # that one more row adds to a run
+
+    def rows_within(self, budget_ms: float) -> int:
+        """How many rows are expected to run in ``budget_ms``; 0 if not even one is."""
+        if self.run_ms > budget_ms:
+            return 0
+        return 1 + int((budget_ms - self.run_ms) / max(self.row_ms, 1e-6))
 
 
 def load_session(model: bytes | str | Path, *, threads: int = 1) -> ort.InferenceSession:
@@ -83,8 +92,8 @@ def read_signature(session: ort.InferenceSession) -> Signature:
 
 
 def is_batch_shaped(signature: Signature) -> bool:
-    """Whether the first dimension is free in every input and every output."""
-    return all(spec.shape[:1] == (-1,) for spec in (*signature.inputs, *signature.outputs))
+    """Whether there are inputs, and the first dimension is free in every input and every output."""
+    return bool(signature.inputs) and all(spec.shape[:1] == (-1,) for spec in (*signature.inputs, *signature.outputs))
 
 
 def example_inputs(signature: Signature, rows: int = 1, *, seed: int = 0) -> Tensors:
@@ -108,15 +117,23 @@ def example_inputs(signature: Signature, rows: int = 1, *, seed: int = 0) -> Ten
 
 def warm_up(session: ort.InferenceSession, signature: Signature) -> WarmUp:
     """Run the model a few times on example inputs and time it. Raises ``ModelFailed`` when it cannot run at all."""
-    inputs = example_inputs(signature)
     started = time.perf_counter()
+    run_ms = _fastest_ms(session, example_inputs(signature))
+    is_batchable = is_batch_shaped(signature) and _rows_are_independent(session, signature)
+    row_ms = run_ms
+    if is_batchable and run_ms < WORTH_TIMING_MS:
+        several_ms = _fastest_ms(session, example_inputs(signature, rows=TIMED_ROWS))
+        row_ms = max(several_ms - run_ms, 0.0) / (TIMED_ROWS - 1)
+    return WarmUp((time.perf_counter() - started) * 1e3, run_ms, is_batchable, row_ms)
+
+
+def _fastest_ms(session: ort.InferenceSession, inputs: Tensors) -> float:
     durations = []
     for _ in range(WARM_UP_RUNS):
         before = time.perf_counter()
         run(session, inputs)
         durations.append(time.perf_counter() - before)
-    is_batchable = is_batch_shaped(signature) and _rows_are_independent(session, signature)
-    return WarmUp((time.perf_counter() - started) * 1e3, min(durations) * 1e3, is_batchable)
+    return min(durations) * 1e3
 
 
 def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:
@@ -138,9 +155,21 @@ def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:
 def _spec(node: Any, side: str) -> TensorSpec:
     datatype = ONNX_DATATYPES.get(node.type)
     if datatype is None:
-        hint = " Convert the classifier with zipmap=False." if "map(" in node.type else ""
-        raise ArtifactRejected(f'The {side} "{node.name}" is a {node.type}; only plain tensors are served.{hint}')
+        raise ArtifactRejected(f'The {side} "{node.name}" is a {node.type}. {_why_not(node.type)}')
     return TensorSpec(node.name, datatype, tuple(size if isinstance(size, int) else -1 for size in node.shape))
+
+
+def _why_not(kind: str) -> str:
+    """Why a type of ONNX cannot be served, and what to do."""
+    if kind.startswith("tensor("):  # bfloat16, and numbers of 8 bits and fewer that are no integers of 8 bits
+        return "The Open Inference Protocol has no such datatype: cast it inside the model, for instance to float."
+    if "map(" in kind:
+        return "Only tensors are served: convert the classifier with zipmap=False."
+    if kind.startswith("sparse_tensor("):
+        return "Only dense tensors are served: make it dense inside the model."
+    if kind.startswith("optional("):
+        return "The Open Inference Protocol knows no absent tensors: make it a plain tensor."
+    return "Only tensors are served: stack a sequence into one tensor, or make its elements tensors of their own."
 
 
 def _rows_are_independent(session: ort.InferenceSession, signature: Signature) -> bool:

@@ -25,6 +25,7 @@ class Settings:
     database_dsn: str
     host: str
     port: int
+    grpc_port: int  # 0: no gRPC
     replicas: int
     replica_prefix: str
     max_body: int
@@ -61,6 +62,7 @@ class Settings:
             database_dsn=environment.get("COUNTERSIGN_DATABASE_DSN") or environment.get("DATABASE_URL", ""),
             host=environment.get("INFERENCE_HOST") or "127.0.0.1",
             port=int(number("INFERENCE_PORT", 8080, 0, 65535)),
+            grpc_port=int(number("INFERENCE_GRPC_PORT", 0, 0, 65535)),
             replicas=int(number("INFERENCE_REPLICAS", 1, 1, 256)),
             replica_prefix=environment.get("INFERENCE_REPLICA_PREFIX") or socket.gethostname().partition(".")[0],
             max_body=int(number("INFERENCE_MAX_BODY_BYTES", 64 * MIB, 1024, 2048 * MIB)),

@@ -6,8 +6,8 @@ knows is done, one that it does not know is written again.
 
 Columns: ``RESERVED_LOG_COLUMNS``, then for each tensor ``input.<name>`` / ``output.<name>`` (a scalar if a row has
 one element, else a list in row-major order; FP16 widened to float32; null if not stored), and where it is needed
-``shape.input.<name>`` (rows whose shape may vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2
-binary form of a row over the payload cap).
+``shape.input.<name>`` (shape or rank vary, or over the cap) and ``digest.input.<name>`` (SHA-256 of the V2 binary form
+of a row over the payload cap).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
@@ -37,6 +38,7 @@ from inference.inference_log import (
     UNREADABLE_SUFFIX,
     Context,
     StoredRecord,
+    StoredTensor,
     is_abandoned,
     is_whole,
     read_spool,
@@ -49,6 +51,20 @@ logger = logging.getLogger("inference.shipper")
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 CONNECT_TIMEOUT_S: Final = 5
 MAX_BACKOFF_S: Final = 30.0
+NICENESS: Final = 5  # answers come first; the spool can wait
+DICTIONARY_COLUMNS: Final = [
+    "endpoint",
+    "model",
+    "model_version",
+    "artifact_digest",
+    "role",
+    "run_us",
+    "batch_size",
+    "outcome",
+    "error",
+    "token_id",
+]
+"""Values that repeat. Trying a dictionary on all the others would cost more than everything else in a segment."""
 REGISTER: Final = """
 INSERT INTO monitoring_logsegment
     (path, sha256, endpoint_id, endpoint, model_version, started_at, ended_at, row_count, size_bytes, created_at)
@@ -82,6 +98,7 @@ class Shipper:
 
     def run(self) -> None:
         """Ship until stopped, then once more."""
+        os.nice(NICENESS)
         backoff = self._interval
         is_silent = False
         while not self._stopping.wait(backoff):
@@ -149,7 +166,7 @@ def write_segment(store: Path, name: str, records: Sequence[StoredRecord]) -> Se
     aside = target.with_name(f".{target.name}.{token_hex(8)}")
     try:
         with open(aside, "xb") as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", use_dictionary=DICTIONARY_COLUMNS)
             file.flush()
             os.fsync(file.fileno())
         digest = hashlib.sha256(aside.read_bytes()).hexdigest()
@@ -180,7 +197,7 @@ def _group(path: Path) -> dict[str, list[StoredRecord]]:
     groups: dict[tuple[Any, ...], list[StoredRecord]] = defaultdict(list)
     for stored in read_spool(path):
         context = stored.context
-        if sum(stored.record.rows):
+        if stored.row_count:
             key = (context.endpoint, context.model_version, context.artifact_digest, context.is_batch)
             groups[key].append(stored)
     named = {}
@@ -193,23 +210,21 @@ def _group(path: Path) -> dict[str, list[StoredRecord]]:
 
 def _request_columns(records: Sequence[StoredRecord]) -> dict[str, Any]:
     counts = np.array([rows for stored in records for rows in stored.record.rows], np.int64)
-    total = int(counts.sum())
+    sizes = np.array([stored.row_count for stored in records], np.int64)
     ends = np.cumsum(counts)
-    row = np.arange(total) - np.repeat(ends - counts, counts)
+    row = np.arange(sizes.sum()) - np.repeat(ends - counts, counts)
+    by_request = None if (counts == 1).all() else pa.array(np.repeat(np.arange(len(counts)), counts))
+    by_record = pa.array(np.repeat(np.arange(len(records)), sizes))
 
     def spread(name: str, kind: pa.DataType) -> pa.Array:
-        values = [value for stored in records for value in getattr(stored.record, name)]
-        return pa.array(values, kind).take(pa.array(np.repeat(np.arange(len(counts)), counts)))
-
-    def constant(values: list[Any], kind: pa.DataType) -> pa.Array:
-        sizes = [sum(stored.record.rows) for stored in records]
-        return pa.array(values, kind).take(pa.array(np.repeat(np.arange(len(records)), sizes)))
+        values = pa.array(list(chain.from_iterable(getattr(stored.record, name) for stored in records)), kind)
+        return values if by_request is None else values.take(by_request)
 
     def described(name: str, kind: pa.DataType) -> pa.Array:
-        return constant([getattr(stored.context, name) for stored in records], kind)
+        return pa.array([getattr(stored.context, name) for stored in records], kind).take(by_record)
 
     def recorded(name: str, kind: pa.DataType) -> pa.Array:
-        return constant([getattr(stored.record, name) for stored in records], kind)
+        return pa.array([getattr(stored.record, name) for stored in records], kind).take(by_record)
 
     return {
         "request_id": spread("request_ids", pa.string()),
@@ -227,7 +242,34 @@ def _request_columns(records: Sequence[StoredRecord]) -> dict[str, Any]:
         "outcome": recorded("outcome", pa.string()),
         "error": recorded("error", pa.string()),
         "token_id": spread("token_ids", pa.int64()),
+        "guardrails": _violated(records, int(sizes.sum())),
+        "traceparent": _traceparents(records, counts),
     }
+
+
+def _violated(records: Sequence[StoredRecord], total: int) -> pa.Array:
+    """For each row the names of the guardrails that it violates."""
+    kind = pa.list_(pa.string())
+    if not any(stored.record.violations for stored in records):
+        return pa.nulls(total, kind)
+    names: list[list[str] | None] = [None] * total
+    start = 0
+    for stored in records:
+        for rule, rows in stored.record.violations:
+            for row in rows:
+                known = names[start + row]
+                names[start + row] = [rule] if known is None else [*known, rule]
+        start += stored.row_count
+    return pa.array(names, kind)
+
+
+def _traceparents(records: Sequence[StoredRecord], counts: Array) -> pa.Array:
+    if not any(stored.record.traceparents for stored in records):
+        return pa.nulls(int(counts.sum()), pa.string())
+    given: list[str | None] = []
+    for stored in records:
+        given += stored.record.traceparents or [None] * len(stored.record.request_ids)
+    return pa.array(given, pa.string()).take(pa.array(np.repeat(np.arange(len(counts)), counts)))
 
 
 def _tensor_columns(
@@ -235,38 +277,46 @@ def _tensor_columns(
 ) -> dict[str, pa.Array]:
     is_batch = records[0].context.is_batch
     row_shape = shape[1:] if is_batch else shape
-    is_scalar = -1 not in row_shape and math.prod(row_shape) == 1
-    kind = _arrow_type(datatype)
-    column_type = kind if is_scalar else pa.list_(kind)
-    values: list[pa.Array] = []
-    shapes: list[Any] = []
-    digests: list[str | None] = []
-    for stored in records:
-        rows = sum(stored.record.rows)
-        tensor = stored.tensors[position] if position < len(stored.tensors) else None
-        if tensor is None or tensor.values is None:
-            values.append(pa.nulls(rows, column_type))
-        else:
-            values.append(_values(tensor.values, rows, kind, is_scalar=is_scalar))
-        known = None if tensor is None else list(tensor.shape[1:] if is_batch else tensor.shape)
-        shapes += [known] * rows
-        digests += [None] * rows if tensor is None or tensor.digests is None else tensor.digests
-    columns = {name: pa.concat_arrays(values)}
-    has_digests = any(digests)
-    if has_digests or (-1 in row_shape and len(row_shape) > 1):
+    tensors = [stored.tensors[position] if position < len(stored.tensors) else None for stored in records]
+    # ONNX Runtime tells no scalar from a tensor whose rank is unknown, so what there is decides.
+    is_known = bool(shape) or not any(tensor.shape for tensor in tensors if tensor is not None)
+    is_scalar = is_known and -1 not in row_shape and math.prod(row_shape) == 1
+    columns = {name: _values(records, tensors, _arrow_type(datatype), is_scalar=is_scalar)}
+    has_digests = any(tensor is not None and tensor.digests for tensor in tensors)
+    if has_digests or not is_known or (-1 in row_shape and len(row_shape) > 1):
+        shapes: list[Any] = []
+        for stored, tensor in zip(records, tensors, strict=True):
+            known = None if tensor is None else list(tensor.shape[1:] if is_batch else tensor.shape)
+            shapes += [known] * stored.row_count
         columns[f"shape.{name}"] = pa.array(shapes, pa.list_(pa.int64()))
     if has_digests:
+        digests: list[str | None] = []
+        for stored, tensor in zip(records, tensors, strict=True):
+            digests += [None] * stored.row_count if tensor is None or tensor.digests is None else tensor.digests
         columns[f"digest.{name}"] = pa.array(digests, pa.string())
     return columns
 
 
-def _values(values: Array, rows: int, kind: pa.DataType, *, is_scalar: bool) -> pa.Array:
-    flat = values.reshape(-1)
-    array = pa.array(flat.astype(np.float32) if flat.dtype == np.float16 else flat, kind)
+def _values(
+    records: Sequence[StoredRecord], tensors: Sequence[StoredTensor | None], kind: pa.DataType, *, is_scalar: bool
+) -> pa.Array:
+    """The column of a tensor. All values are gone over at once: segments have many records of a few rows each."""
+    kept = [None if tensor is None or tensor.values is None else tensor.values.reshape(-1) for tensor in tensors]
+    present = [values for values in kept if values is not None]
+    flat = np.concatenate(present) if present else np.empty(0)
+    array = pa.array(flat.astype(np.float32) if flat.dtype == np.float16 else flat, kind if present else None)
+    rows = np.array([stored.row_count for stored in records], np.int64)
+    is_kept = np.repeat([values is not None for values in kept], rows)
     if is_scalar:
-        return array
-    size = len(array) // rows if rows else 0
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * size, pa.int32()), array)
+        if len(present) == len(kept):
+            return array
+        places = np.where(is_kept, np.cumsum(is_kept) - 1, 0)
+        return array.cast(kind).take(pa.array(places, mask=~is_kept)) if present else pa.nulls(len(places), kind)
+    sizes = np.array([0 if values is None else len(values) for values in kept], np.int64)
+    lengths = np.repeat(sizes // np.maximum(rows, 1), rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    # A null in the offsets is how Arrow's builder is told of a null list; the last one only ends the column.
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32(), mask=np.append(~is_kept, False)), array.cast(kind))
 
 
 def _arrow_type(datatype: str) -> pa.DataType:

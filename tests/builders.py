@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from apps.deployments import services as deployments
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation import services as evaluation
-from apps.evaluation.models import DatasetVersion, EvaluationRun
+from apps.evaluation.models import DatasetVersion, EvaluationRun, LoadTest
 from apps.jobs.runner import run_inline
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
@@ -116,6 +116,13 @@ def finished_run(cast: Cast, version: ModelVersion | None = None) -> EvaluationR
     assert run.job is not None
     assert run_inline(run.job).state == "SUCCEEDED"
     return EvaluationRun.objects.get(pk=run.pk)
+
+
+def started_load_test(cast: Cast, version: ModelVersion | None = None) -> LoadTest:
+    """A load test of three seconds whose job waits."""
+    return evaluation.start_load_test(
+        cast.actor("analyst"), model_version=version or ready_version(cast), step_s=1, max_concurrency=1
+    )
 
 
 def endpoint(cast: Cast, name: str = "") -> Endpoint:

@@ -1,4 +1,4 @@
-"""Datasets and evaluations over REST."""
+"""Datasets, evaluations and load tests over REST."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from apps.accounts.models import slug_validator
 from apps.core.api import TeamViewSet
 from apps.core.errors import DomainError
 from apps.evaluation import services
-from apps.evaluation.models import Dataset, DatasetVersion, EvaluationRun, MetricValue
+from apps.evaluation.load_results import Objective
+from apps.evaluation.models import Arrivals, Dataset, DatasetVersion, EvaluationRun, LoadTest, MetricValue
 from apps.registry.models import ModelVersion
 
 
@@ -213,13 +214,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Tea
         runs: Any = super().get_queryset()
         if self.action == "retrieve":
             return runs.with_facts()  # type: ignore[no-any-return]
-        if model := self.request.query_params.get("model", ""):
-            runs = runs.filter(model_version__model__name=model[:63].replace("\x00", ""))
-        if number := self.request.query_params.get("model_version", ""):
-            if not number.isdecimal() or len(number) > 9:
-                raise DomainError("“model_version” is the number of a version.", field="model_version")
-            runs = runs.filter(model_version__number=int(number))
-        return runs.with_names()  # type: ignore[no-any-return]
+        return _of_version(runs, self.request).with_names()  # type: ignore[no-any-return]
 
     def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
         """With the curves for a single run."""
@@ -245,3 +240,137 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Tea
         )
         location = {"Location": f"{request.path}{run.pk}/"}
         return Response(EvaluationRunSerializer(run).data, status=status.HTTP_201_CREATED, headers=location)
+
+
+class LoadTestSerializer(serializers.ModelSerializer[LoadTest]):
+    """A load test with its figures, without its steps."""
+
+    model = serializers.CharField(source="model_version.model.name", read_only=True)
+    model_version = serializers.IntegerField(source="model_version.number", read_only=True)
+    dataset = serializers.CharField(source="dataset_version.dataset.name", default=None, read_only=True)
+    dataset_version = serializers.IntegerField(source="dataset_version.number", default=None, read_only=True)
+    state = serializers.CharField(read_only=True)
+    failure = serializers.CharField(read_only=True)
+    requested_by = serializers.CharField(source="requested_by.name", read_only=True)
+
+    class Meta:
+        model = LoadTest
+        fields: tuple[str, ...] = (
+            "id",
+            "model",
+            "model_version",
+            "dataset",
+            "dataset_version",
+            "features",
+            "step_s",
+            "max_concurrency",
+            "arrivals",
+            "cpu_hour_price",
+            "slo_rate",
+            "slo_p99_ms",
+            "slo_cost",
+            "state",
+            "failure",
+            "host",
+            "capacity",
+            "knee_concurrency",
+            "knee_throughput",
+            "knee_p99_ms",
+            "cpu_s_per_thousand",
+            "cost_per_thousand",
+            "peak_rss_bytes",
+            "is_slo_met",
+            "requested_by",
+            "requested_at",
+            "finished_at",
+            "job",
+        )
+
+
+class LoadTestDetailSerializer(LoadTestSerializer):
+    """A load test with every step, the host and a line for each demand of its objective."""
+
+    result = serializers.JSONField(read_only=True)
+
+    class Meta(LoadTestSerializer.Meta):
+        fields = (*LoadTestSerializer.Meta.fields, "result")
+
+
+class LoadTestRequestSerializer(serializers.Serializer[Any]):
+    """What to drive and how. Without ``dataset``: made-up rows. The objective (``slo_…``) is optional.
+
+    Without ``features``: the columns of the last evaluation on the dataset, else all, else all but the last.
+    """
+
+    model = serializers.CharField(max_length=63)
+    model_version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    dataset = serializers.CharField(max_length=63, required=False)
+    dataset_version = serializers.IntegerField(min_value=1, max_value=2**31 - 1, required=False)
+    features = serializers.ListField(
+        child=serializers.CharField(max_length=200, trim_whitespace=False), required=False, max_length=2_000
+    )
+    step_s = serializers.IntegerField(min_value=1, max_value=services.MAX_STEP_S, default=5)
+    max_concurrency = serializers.IntegerField(min_value=1, max_value=services.MAX_CONCURRENCY, default=64)
+    arrivals = serializers.ChoiceField(choices=Arrivals.choices, default=Arrivals.POISSON)
+    cpu_hour_price = serializers.FloatField(required=False, allow_null=True, default=None)
+    slo_rate = serializers.FloatField(required=False, allow_null=True, default=None)
+    slo_p99_ms = serializers.FloatField(required=False, allow_null=True, default=None)
+    slo_cost = serializers.FloatField(required=False, allow_null=True, default=None)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Dataset and version come together."""
+        if ("dataset" in attrs) != ("dataset_version" in attrs):
+            raise serializers.ValidationError({"dataset_version": "Name both the dataset and its version, or neither."})
+        return attrs
+
+
+class LoadTestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
+    """Load tests, newest first; ``?model=`` and ``?model_version=`` narrow the list."""
+
+    queryset = LoadTest.objects.all()
+    serializer_class = LoadTestSerializer
+    lookup_value_regex = "[0-9]{1,18}"
+    permissions: ClassVar[dict[str, str]] = {"list": "team.view", "retrieve": "team.view", "create": "evaluation.run"}
+
+    def get_queryset(self) -> QuerySet[Any]:
+        """Tests with everything that their serializer reads, in a fixed number of queries."""
+        tests: Any = super().get_queryset()
+        if self.action == "retrieve":
+            return tests.with_facts()  # type: ignore[no-any-return]
+        return _of_version(tests, self.request).with_names()  # type: ignore[no-any-return]
+
+    def get_serializer_class(self) -> type[serializers.BaseSerializer[Any]]:
+        """With the steps for a single test."""
+        if self.action == "create":
+            return LoadTestRequestSerializer
+        return LoadTestDetailSerializer if self.action == "retrieve" else LoadTestSerializer
+
+    def create(self, request: Request) -> Response:
+        """Start a load test; 422 when the dataset does not fit the model or the objective is not whole."""
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        asked = serializer.validated_data
+        model_versions = ModelVersion.objects.for_team(request.team).with_facts()
+        rows = DatasetVersion.objects.for_team(request.team).select_related("dataset")
+        dataset = {"dataset__name": asked.get("dataset"), "number": asked.get("dataset_version")}
+        test = services.start_load_test(
+            request.actor,
+            model_version=get_object_or_404(model_versions, model__name=asked["model"], number=asked["model_version"]),
+            dataset_version=get_object_or_404(rows, **dataset) if "dataset" in asked else None,
+            features=asked.get("features") or None,
+            **{name: asked[name] for name in ("step_s", "max_concurrency", "arrivals", "cpu_hour_price")},
+            objective=Objective(asked["slo_rate"], asked["slo_p99_ms"], asked["slo_cost"]),
+        )
+        location = {"Location": f"{request.path}{test.pk}/"}
+        return Response(LoadTestSerializer(test).data, status=status.HTTP_201_CREATED, headers=location)
+
+
+def _of_version(measurements: Any, request: Request) -> Any:
+    """Narrowed by ``?model=`` and ``?model_version=``."""
+    if model := request.query_params.get("model", ""):
+        measurements = measurements.filter(model_version__model__name=model[:63].replace("\x00", ""))
+    if number := request.query_params.get("model_version", ""):
+        if not number.isdecimal() or len(number) > 9:
+            raise DomainError("“model_version” is the number of a version.", field="model_version")
+        measurements = measurements.filter(model_version__number=int(number))
+    return measurements

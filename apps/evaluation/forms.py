@@ -1,4 +1,4 @@
-"""Forms of datasets and evaluations."""
+"""Forms of datasets, evaluations and load tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from django import forms
 
 from apps.accounts.models import slug_validator
-from apps.evaluation.models import DatasetVersion
+from apps.evaluation.load_results import Objective
+from apps.evaluation.models import Arrivals, DatasetVersion
+from apps.evaluation.services import MAX_CONCURRENCY, MAX_RATE, MAX_STEP_S
 
 
 class DatasetForm(forms.Form):
@@ -72,5 +74,67 @@ class EvaluationForm(forms.Form):
 
     def clean_features(self) -> list[str]:
         """The columns, one per line."""
-        lines = str(self.cleaned_data["features"]).splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        return _lines(self.cleaned_data["features"])
+
+
+class LoadTestForm(forms.Form):
+    """With which rows, how hard and against which objective a version is driven."""
+
+    dataset_version = forms.TypedChoiceField(
+        label="Rows from",
+        coerce=int,
+        empty_value=None,
+        required=False,
+        help_text="The first 2,000 complete rows, one in a request.",
+    )
+    max_concurrency = forms.IntegerField(
+        label="Callers, at most",
+        min_value=1,
+        max_value=MAX_CONCURRENCY,
+        initial=64,
+        help_text="1, 2, 4 … callers, each sending its next request when it has its answer.",
+    )
+    step_s = forms.IntegerField(label="Seconds per step", min_value=1, max_value=MAX_STEP_S, initial=5)
+    arrivals = forms.ChoiceField(
+        label="Arrivals at fixed rates",
+        choices=Arrivals.choices,
+        initial=Arrivals.POISSON,
+        help_text="At 30 to 90% of the capacity found; latency counts from when a request was due.",
+    )
+    slo_rate = forms.FloatField(label="Requests per second to hold", required=False, min_value=0, max_value=MAX_RATE)
+    slo_p99_ms = forms.FloatField(label="p99 latency at that rate, at most (ms)", required=False, min_value=0)
+    cpu_hour_price = forms.FloatField(
+        label="Price of a CPU hour", required=False, min_value=0, help_text="In the currency that you reckon in."
+    )
+    slo_cost = forms.FloatField(label="Cost per thousand predictions, at most", required=False, min_value=0)
+    features = forms.CharField(
+        required=False,
+        max_length=100_000,
+        widget=forms.Textarea({"rows": 3}),
+        help_text="One column per line, in the model’s order. Empty: as in the last evaluation on the dataset, else "
+        "all columns, else all but the last.",
+    )
+
+    def __init__(
+        self, data: Any = None, *, choices: Sequence[DatasetVersion], chosen: DatasetVersion | None = None
+    ) -> None:
+        super().__init__(data)
+        named = [(str(one.pk), f"{one} ({one.row_count or 0:,} rows)") for one in choices]
+        self.fields["dataset_version"].choices = [("", "made-up rows that fit the signature"), *named]
+        if chosen is not None:
+            self.initial["dataset_version"] = chosen.pk
+
+    def clean_features(self) -> list[str]:
+        """The columns, one per line."""
+        return _lines(self.cleaned_data["features"])
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of ``start_load_test``, beside versions."""
+        given = self.cleaned_data
+        names = ("max_concurrency", "step_s", "arrivals", "cpu_hour_price")
+        objective = Objective(given["slo_rate"], given["slo_p99_ms"], given["slo_cost"])
+        return {name: given[name] for name in names} | {"objective": objective, "features": given["features"] or None}
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]

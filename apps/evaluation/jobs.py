@@ -1,23 +1,37 @@
-"""The two jobs: reading an upload, and scoring a model on a dataset."""
+"""The jobs: reading an upload, scoring a model on a dataset, and driving a model to see what it can do."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
-from django.db import transaction
+from django.db import connection, transaction
 
 from apps.core.errors import DomainError
 from apps.evaluation import intake
-from apps.evaluation.models import DatasetVersion, DatasetVersionState, EvaluationRun
+from apps.evaluation.models import DatasetVersion, DatasetVersionState, EvaluationRun, LoadTest
+from apps.evaluation.request_rows import dataset_requests, example_requests
 from apps.evaluation.scoring import score
-from apps.evaluation.services import accept_dataset_version, finish_evaluation, plan_of, reject_dataset_version
+from apps.evaluation.services import (
+    accept_dataset_version,
+    finish_evaluation,
+    finish_load_test,
+    plan_of,
+    reject_dataset_version,
+)
 from apps.jobs.runner import JobRun, job
+from inference.contracts import Signature
+from inference.load_generator import LoadFailed
+from inference.load_test import Candidate, LoadPlan, run_load_test
 
 
 @job("evaluation.profile_dataset", timeout_s=3_600, max_attempts=2)
@@ -70,6 +84,59 @@ def evaluate(run: JobRun, *, run_id: int) -> dict[str, Any]:
         run.log(f"{row_count:,} rows scored; {rows - row_count:,} without a target left out")
         finish_evaluation(run.actor, run=evaluation, report=report, row_count=row_count)
     return {"rows": row_count}
+
+
+@job("evaluation.load_test", timeout_s=2 * 3_600, max_attempts=2)
+def load_test(run: JobRun, *, load_test_id: int) -> dict[str, Any]:
+    """Serve the version beside what serves, drive it, and write what it can do. Idempotent."""
+    related = ("model_version__model__team", "model_version__artifact", "dataset_version__dataset")
+    test = LoadTest.objects.select_related(*related).get(pk=load_test_id)
+    if test.finished_at is not None:
+        return {"capacity": test.capacity}
+    version = test.model_version
+    run.progress(0.0, "Checking the digests")
+    artifact = _checked(version.artifact.path, version.artifact.sha256)
+    signature = Signature.from_dict(version.signature or {})
+    if test.dataset_version is None:
+        requests = example_requests(signature)
+    else:
+        stored = _checked(test.dataset_version.path, test.dataset_version.stored_sha256)
+        schema = test.dataset_version.schema
+        requests = dataset_requests(stored, signature=signature, schema=schema, features=test.features)
+    candidate = Candidate(artifact, version.artifact.sha256, version.model.name, version.number, signature)
+    plan = LoadPlan(
+        float(test.step_s), test.max_concurrency, "poisson" if test.arrivals == "poisson" else "constant", test.slo_rate
+    )
+    try:
+        with _only_one_here(run):
+            result = run_load_test(
+                candidate, requests, plan, folder=Path(settings.FILE_UPLOAD_TEMP_DIR), progress=run.progress
+            )
+    except LoadFailed as error:
+        raise DomainError(str(error)) from error
+    with transaction.atomic():
+        # Through the fencing token, as above.
+        run.log(f"Up to {result['capacity']:,.0f} requests/s")
+        finish_load_test(run.actor, test=test, result=result)
+    return {"capacity": result["capacity"]}
+
+
+@contextmanager
+def _only_one_here(run: JobRun) -> Iterator[None]:
+    """Two load tests at once would falsify each other: wait until no other runs on this host."""
+    name = f"load test on {platform.node()}"
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [name])
+            if cursor.fetchone() == (True,):
+                break
+            run.progress(0.0, "Waiting for another load test on this host to end")
+            time.sleep(1)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext(%s))", [name])
 
 
 def _read_and_store(run: JobRun, version: DatasetVersion, folder: Path) -> dict[str, Any]:

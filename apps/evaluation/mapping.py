@@ -55,16 +55,27 @@ def make_plan(
     """
     types = {column["name"]: column["type"] for column in schema}
     _check_target(task, types, target)
+    inputs = match_inputs(signature=signature, schema=schema, target=target, features=features)
+    outputs = _classifier_outputs(signature) if task == Task.CLASSIFICATION else _regressor_outputs(signature)
+    return Plan(task, target, inputs, outputs)
+
+
+def match_inputs(
+    *, signature: Signature, schema: list[dict[str, str]], target: str = "", features: list[str] | None = None
+) -> tuple[InputColumns, ...]:
+    """The columns of each input, as ``make_plan`` describes; without a ``target`` every column may be a feature."""
+    types = {column["name"]: column["type"] for column in schema}
     if features is not None:
         _check_features(types, target, features)
+    if not signature.inputs:
+        raise DomainError("The model takes no inputs, so no dataset can tell how good it is.")
     if len(signature.inputs) == 1:
         inputs: tuple[InputColumns, ...] = (_one_input(signature.inputs[0], types, target, features),)
     else:
         inputs = _inputs_by_name(signature, types, target, features)
     for one in inputs:
         _check_types(one, types)
-    outputs = _classifier_outputs(signature) if task == Task.CLASSIFICATION else _regressor_outputs(signature)
-    return Plan(task, target, inputs, outputs)
+    return inputs
 
 
 def _check_target(task: str, types: dict[str, str], target: str) -> None:
@@ -91,11 +102,11 @@ def _one_input(spec: TensorSpec, types: dict[str, str], target: str, features: l
     columns = tuple(features if features is not None else (name for name in types if name != target))
     if len(spec.shape) not in (1, 2):
         raise DomainError(
-            f"The input “{spec.name}” has shape {_shape(spec)}; only models that take rows of columns can be evaluated."
+            f"The input “{spec.name}” has shape {_shape(spec)}; a dataset fits only models that take rows of columns."
         )
     wanted = spec.shape[1] if len(spec.shape) == 2 else 1
     if not columns or (wanted >= 0 and wanted != len(columns)):
-        given = "named as features" if features is not None else "besides the target"
+        given = "named as features" if features is not None else "besides the target" if target else "in all"
         expected = f"{wanted} columns" if wanted >= 0 else "at least one column"
         raise DomainError(
             f"The model takes {expected}; the dataset has {len(columns)} {given}. "

@@ -1,4 +1,4 @@
-"""Datasets with their immutable versions, and evaluation runs with their metrics."""
+"""Datasets with their immutable versions, evaluation runs with their metrics, and load tests."""
 
 from __future__ import annotations
 
@@ -120,6 +120,39 @@ class DatasetVersion(models.Model):
         return self.state == DatasetVersionState.READY
 
 
+class Measurement(models.Model):
+    """Something that a job finds out about a model version. Never changed once it has finished."""
+
+    requested_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    requested_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+    job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
+    result = models.JSONField(default=dict)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def state(self) -> str:
+        """The job's state; what has results has succeeded, whatever became of its job's row."""
+        if self.finished_at is not None:
+            return JobState.SUCCEEDED
+        return self.job.state if self.job is not None else JobState.FAILED
+
+    @property
+    def failure(self) -> str:
+        """Why there are no results and there will be none; empty otherwise."""
+        has_ended = self.finished_at is None and (self.job is None or self.job.is_finished)
+        return (self.job.message if self.job is not None else "Its job is gone.") if has_ended else ""
+
+    @property
+    def duration(self) -> timedelta | None:
+        """From the start of the attempt that succeeded to its end."""
+        if self.finished_at is None or self.job is None or self.job.started_at is None:
+            return None
+        return self.finished_at - self.job.started_at
+
+
 class EvaluationRunQuerySet(TeamScopedQuerySet):
     """Reads of evaluation runs."""
 
@@ -152,8 +185,8 @@ class EvaluationRunQuerySet(TeamScopedQuerySet):
         return self.with_facts().defer("result", "dataset_version__profile", "dataset_version__schema")
 
 
-class EvaluationRun(models.Model):
-    """One model version scored on one dataset version. Never changed once it has finished."""
+class EvaluationRun(Measurement):
+    """One model version scored on one dataset version."""
 
     team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="evaluation_runs")
     model_version = models.ForeignKey("registry.ModelVersion", on_delete=models.PROTECT, related_name="evaluation_runs")
@@ -161,11 +194,6 @@ class EvaluationRun(models.Model):
     target = models.CharField(max_length=200)
     features = ArrayField(models.CharField(max_length=200))
     row_count = models.BigIntegerField(null=True)
-    result = models.JSONField(default=dict)
-    requested_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
-    requested_at = models.DateTimeField(auto_now_add=True)
-    finished_at = models.DateTimeField(null=True)
-    job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
 
     objects = EvaluationRunQuerySet.as_manager()
 
@@ -179,26 +207,6 @@ class EvaluationRun(models.Model):
     def get_absolute_url(self) -> str:
         """Its page."""
         return reverse("evaluation:run-detail", args=[self.pk])
-
-    @property
-    def state(self) -> str:
-        """The job's state; what has results has succeeded, whatever became of its job's row."""
-        if self.finished_at is not None:
-            return JobState.SUCCEEDED
-        return self.job.state if self.job is not None else JobState.FAILED
-
-    @property
-    def failure(self) -> str:
-        """Why there are no results and there will be none; empty otherwise."""
-        has_ended = self.finished_at is None and (self.job is None or self.job.is_finished)
-        return (self.job.message if self.job is not None else "Its job is gone.") if has_ended else ""
-
-    @property
-    def duration(self) -> timedelta | None:
-        """From the start of the attempt that succeeded to its end."""
-        if self.finished_at is None or self.job is None or self.job.started_at is None:
-            return None
-        return self.finished_at - self.job.started_at
 
     @property
     def skipped_rows(self) -> int:
@@ -236,3 +244,99 @@ class MetricValue(models.Model):
     def as_evidence(self) -> dict[str, Any]:
         """Name, value and interval, JSON-safe."""
         return {"name": self.name, "value": self.value, "ci_low": self.ci_low, "ci_high": self.ci_high}
+
+
+class Arrivals(models.TextChoices):
+    """How requests arrive in the open loop."""
+
+    POISSON = "poisson", "At random (Poisson)"
+    CONSTANT = "constant", "Evenly spaced"
+
+
+class LoadTestQuerySet(TeamScopedQuerySet):
+    """Reads of load tests."""
+
+    team_path = "model_version__model__team"
+
+    def finished(self) -> Self:
+        """Those that have a result."""
+        return self.filter(finished_at__isnull=False)
+
+    def with_names(self) -> Self:
+        """Everything that a list shows of a load test, without its steps, in one query."""
+        return self.with_facts().defer("result")
+
+    def with_facts(self) -> Self:
+        """Everything that a load test's own page shows, in one query."""
+        related = ("model_version__model", "model_version__artifact", "dataset_version__dataset", "requested_by", "job")
+        return self.select_related(*related).defer("dataset_version__profile", "dataset_version__schema")
+
+    def beside(self, test: LoadTest) -> Self:
+        """The newest finished test of each other version of the same model on the same host, newest version first."""
+        tests = self.finished().filter(model_version__model=test.model_version.model, host=test.host)
+        newest = tests.order_by("model_version_id", "-id").distinct("model_version_id").values("pk")
+        others = self.filter(pk__in=newest).exclude(model_version=test.model_version)
+        return others.order_by("-model_version__number")
+
+
+class LoadTest(Measurement):
+    """What one model version can do on the host of the worker that drove it.
+
+    The figures beside ``result`` are those that lists, comparisons and gates read: ``capacity`` in requests/s, the
+    rest at the knee, the cost per thousand predictions where the SLO's rate is, or else at the knee.
+    """
+
+    model_version = models.ForeignKey("registry.ModelVersion", on_delete=models.PROTECT, related_name="load_tests")
+    dataset_version = models.ForeignKey(
+        DatasetVersion, null=True, on_delete=models.PROTECT, related_name="load_tests"
+    )  # none: made-up rows
+    features = ArrayField(models.CharField(max_length=200), default=list)
+    step_s = models.PositiveSmallIntegerField()
+    max_concurrency = models.PositiveSmallIntegerField()
+    arrivals = models.CharField(max_length=8, choices=Arrivals.choices)
+    cpu_hour_price = models.FloatField(null=True)  # in the currency that the team reckons in
+    slo_rate = models.FloatField(null=True)  # requests/s
+    slo_p99_ms = models.FloatField(null=True)
+    slo_cost = models.FloatField(null=True)  # per thousand predictions
+    host = models.CharField(max_length=200, blank=True)
+    capacity = models.FloatField(null=True)
+    knee_concurrency = models.PositiveSmallIntegerField(null=True)
+    knee_throughput = models.FloatField(null=True)
+    knee_p99_ms = models.FloatField(null=True)
+    cpu_s_per_thousand = models.FloatField(null=True)
+    cost_per_thousand = models.FloatField(null=True)
+    peak_rss_bytes = models.BigIntegerField(null=True)
+    is_slo_met = models.BooleanField(null=True)  # null: there was none
+
+    objects = LoadTestQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        indexes = (models.Index(fields=("model_version", "-id"), name="load_test_by_version"),)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(slo_rate__isnull=True, slo_p99_ms__isnull=True)
+                | models.Q(slo_rate__isnull=False, slo_p99_ms__isnull=False),
+                name="load_test_slo_has_both_sides",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(slo_cost__isnull=True) | models.Q(cpu_hour_price__isnull=False),
+                name="load_test_cost_has_price",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(finished_at__isnull=True) | (models.Q(capacity__isnull=False) & ~models.Q(host="")),
+                name="load_test_finished_has_figures",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.model_version} under load"
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("evaluation:load-test-detail", args=[self.pk])
+
+    @property
+    def rows(self) -> str:
+        """Where the rows came from, for people."""
+        return str(self.dataset_version) if self.dataset_version is not None else "made-up rows"

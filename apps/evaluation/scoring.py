@@ -64,7 +64,7 @@ class Scorer:
                 start, read = read, read + batch.num_rows
                 batch = batch.filter(batch.column(self.plan.target).is_valid())
                 if batch.num_rows:
-                    inputs = {one.spec.name: _tensor(batch, one, start) for one in self.plan.inputs}
+                    inputs = {one.spec.name: tensor_of(batch, one, start) for one in self.plan.inputs}
                     yield batch.column(self.plan.target), self._run(inputs, batch.num_rows)
                 progress(read)
 
@@ -185,7 +185,7 @@ def _as_columns(scores: Array) -> Array:
     return np.concatenate([first, scores], axis=1)
 
 
-def _tensor(batch: pa.RecordBatch, one: InputColumns, start: int) -> Array:
+def tensor_of(batch: pa.RecordBatch, one: InputColumns, start: int) -> Array:
     """The columns as one tensor of the input's type and rank. A missing number is NaN; nothing else may be missing."""
     dtype = V2_DATATYPES[one.spec.datatype]
     columns = [batch.column(name) for name in one.columns]

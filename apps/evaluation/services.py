@@ -1,4 +1,4 @@
-"""Changes to datasets and evaluation runs."""
+"""Changes to datasets, evaluation runs and load tests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
 from apps.core.uploads import Upload, keep, refuse_over_cap
-from apps.evaluation.mapping import Plan, make_plan
-from apps.evaluation.models import Dataset, DatasetVersion, DatasetVersionState, EvaluationRun, MetricValue
+from apps.evaluation.load_results import Objective, cost_per_thousand, judge, representative_step
+from apps.evaluation.mapping import Plan, make_plan, match_inputs
+from apps.evaluation.models import (
+    Arrivals,
+    Dataset,
+    DatasetVersion,
+    DatasetVersionState,
+    EvaluationRun,
+    LoadTest,
+    MetricValue,
+)
 from apps.jobs.services import enqueue
 from apps.registry.models import ModelVersion
 from inference.contracts import Signature
@@ -23,6 +32,9 @@ if TYPE_CHECKING:  # SciPy and scikit-learn stay out of the web processes
     from apps.evaluation.metrics import Report
 
 MAX_DATASETS_PER_TEAM: Final = 5_000
+MAX_STEP_S: Final = 30
+MAX_CONCURRENCY: Final = 256
+MAX_RATE: Final = 200_000.0  # requests/s
 
 
 @transaction.atomic
@@ -206,4 +218,133 @@ def finish_evaluation(actor: Actor, *, run: EvaluationRun, report: Report, row_c
     run.save(update_fields=["result", "row_count", "finished_at"])
     after = {"rows": row_count} | {metric.name: metric.value for metric in report.metrics}
     record(actor, "evaluation.finished", run, team=run.team, after=after)
+    return True
+
+
+@transaction.atomic
+def start_load_test(
+    actor: Actor,
+    *,
+    model_version: ModelVersion,
+    dataset_version: DatasetVersion | None = None,
+    features: list[str] | None = None,
+    step_s: int = 5,
+    max_concurrency: int = 64,
+    arrivals: str = Arrivals.POISSON,
+    cpu_hour_price: float | None = None,
+    objective: Objective | None = None,
+) -> LoadTest:
+    """Queue a load test; what cannot be driven is refused now, with the reason.
+
+    Without ``dataset_version`` the rows are made up to fit the signature. Without ``features``: the columns of the
+    model's last evaluation on that dataset, or else all, or else all but the last, whichever fits.
+    """
+    actor.require("evaluation.run")
+    if not model_version.is_ready:
+        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be tested.")
+    objective = objective or Objective()
+    _check_load(step_s=step_s, max_concurrency=max_concurrency, arrivals=arrivals)
+    _check_objective(objective, cpu_hour_price)
+    columns: list[str] = []
+    if dataset_version is not None:
+        if not dataset_version.is_ready:
+            raise Conflict(f"{dataset_version} is not ready yet.", field="dataset_version")
+        columns = _columns_to_send(model_version, dataset_version, features)
+    team = model_version.model.team
+    test = LoadTest.objects.create(
+        model_version=model_version,
+        dataset_version=dataset_version,
+        features=columns,
+        step_s=step_s,
+        max_concurrency=max_concurrency,
+        arrivals=arrivals,
+        cpu_hour_price=cpu_hour_price,
+        slo_rate=objective.rate,
+        slo_p99_ms=objective.p99_ms,
+        slo_cost=objective.cost,
+        requested_by_id=actor.person_id,
+    )
+    test.job = enqueue(
+        actor,
+        "evaluation.load_test",
+        team=team,
+        subject=f"Load test of {model_version}",
+        subject_url=test.get_absolute_url(),
+        arguments={"load_test_id": test.pk},
+    )
+    test.save(update_fields=["job"])
+    after = {"step_s": step_s, "max_concurrency": max_concurrency, "arrivals": arrivals, "rows": test.rows}
+    record(actor, "load_test.requested", test, team=team, after=after)
+    return test
+
+
+def _check_load(*, step_s: int, max_concurrency: int, arrivals: str) -> None:
+    if not 1 <= step_s <= MAX_STEP_S:
+        raise DomainError(f"A step takes 1 to {MAX_STEP_S} seconds.", field="step_s")
+    if not 1 <= max_concurrency <= MAX_CONCURRENCY:
+        raise DomainError(f"Choose 1 to {MAX_CONCURRENCY} callers.", field="max_concurrency")
+    if arrivals not in Arrivals.values:
+        raise DomainError(f"Choose one of {', '.join(Arrivals.values)}.", field="arrivals")
+
+
+def _check_objective(objective: Objective, cpu_hour_price: float | None) -> None:
+    asked = {
+        "slo_rate": objective.rate,
+        "slo_p99_ms": objective.p99_ms,
+        "slo_cost": objective.cost,
+        "cpu_hour_price": cpu_hour_price,
+    }
+    for field, value in asked.items():
+        if value is not None and not 0 < value <= 1e9:
+            raise DomainError("Give a number above 0.", field=field)
+    if objective.rate is not None and objective.rate > MAX_RATE:
+        raise DomainError(f"At most {MAX_RATE:,.0f} requests/s can be tried.", field="slo_rate")
+    if (objective.rate is None) != (objective.p99_ms is None):
+        missing = "slo_rate" if objective.rate is None else "slo_p99_ms"
+        raise DomainError("A latency objective needs both: p99 in ms, and at how many requests/s.", field=missing)
+    if objective.cost is not None and cpu_hour_price is None:
+        raise DomainError("A cost objective needs the price of a CPU hour.", field="cpu_hour_price")
+
+
+def _columns_to_send(
+    model_version: ModelVersion, dataset_version: DatasetVersion, features: list[str] | None
+) -> list[str]:
+    """The features, checked against the model's inputs; raises ``DomainError`` for the first choice if none fits."""
+    names = [column["name"] for column in dataset_version.schema]
+    last = EvaluationRun.objects.filter(
+        model_version__model=model_version.model, dataset_version__dataset=dataset_version.dataset
+    ).first()
+    choices = [features] if features else [*([last.features] if last else []), None, names[:-1]]
+    signature = Signature.from_dict(model_version.signature or {})
+    refusal: DomainError | None = None
+    for choice in choices:
+        try:
+            inputs = match_inputs(signature=signature, schema=dataset_version.schema, features=choice)
+        except DomainError as error:
+            refusal = refusal or error
+        else:
+            return [column for one in inputs for column in one.columns]
+    raise refusal or DomainError("The dataset has no columns.", field="dataset_version")
+
+
+@transaction.atomic
+def finish_load_test(actor: Actor, *, test: LoadTest, result: dict[str, Any]) -> bool:
+    """Write a load test's result, its figures and what became of its objective; False if it has them already."""
+    test = LoadTest.objects.select_for_update(of=("self",)).select_related("model_version__model__team").get(pk=test.pk)
+    if test.finished_at is not None:
+        return False
+    knee, host, step = result["knee"], result["host"], representative_step(result)
+    lines = judge(result, Objective(test.slo_rate, test.slo_p99_ms, test.slo_cost), test.cpu_hour_price)
+    test.result, test.finished_at = result | {"slo": lines}, timezone.now()
+    test.host = f"{host['hostname']}, {host['cpu']}, {host['cores']} cores"[:200]
+    test.capacity, test.peak_rss_bytes = result["capacity"], result["peak_rss_bytes"]
+    test.knee_concurrency, test.knee_throughput = knee["concurrency"], knee["throughput"]
+    test.knee_p99_ms, test.cpu_s_per_thousand = knee["p99_ms"], step["cpu_s_per_thousand"]
+    test.cost_per_thousand = cost_per_thousand(test.cpu_s_per_thousand, test.cpu_hour_price)
+    test.is_slo_met = all(line["is_met"] for line in lines) if lines else None
+    test.save()
+    after = {"capacity": test.capacity, "knee_p99_ms": test.knee_p99_ms, "host": test.host}
+    if lines:
+        after["is_slo_met"] = test.is_slo_met
+    record(actor, "load_test.finished", test, team=test.model_version.model.team, after=after)
     return True

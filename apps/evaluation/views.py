@@ -1,4 +1,4 @@
-"""Pages of datasets, and the evaluation pages of a model version."""
+"""Pages of datasets, and the evaluation and load test pages of a model version."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.pagination import KeysetPage
 from apps.core.permissions import require
-from apps.evaluation import charts, services
-from apps.evaluation.forms import DatasetForm, EvaluationForm
-from apps.evaluation.models import Dataset, DatasetVersion, EvaluationRun
+from apps.evaluation import charts, load_charts, services
+from apps.evaluation.forms import DatasetForm, EvaluationForm, LoadTestForm
+from apps.evaluation.load_results import caveats, representative_step, where
+from apps.evaluation.models import Dataset, DatasetVersion, EvaluationRun, LoadTest
 from apps.registry.models import ModelVersion
 
 MAX_CHOICES = 200
 MAX_SUGGESTIONS = 10
+MAX_BESIDE = 10
 COLUMNS_PER_PAGE = 100
 
 
@@ -137,6 +139,63 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "charts": charts.run_charts(run),
     }
     return render(request, "evaluation/run_detail.html", context)
+
+
+@require_GET
+@require("team.view")
+def version_load_tests(request: HttpRequest, name: str, number: int) -> HttpResponse:
+    """The load test tab of a model version: its tests, and the form that starts one."""
+    version = _model_version(request, name, number)
+    context = _load_tab_context(request, version, _load_test_form(request, version, None))
+    return render(request, "evaluation/version_load_tests.html", context)
+
+
+@require_POST
+@require("evaluation.run")
+def load_test_start(request: HttpRequest, name: str, number: int) -> HttpResponse:
+    """Start a load test; 422 with the form when it cannot be driven that way."""
+    version = _model_version(request, name, number)
+    form = _load_test_form(request, version, request.POST)
+    if form.is_valid():
+        chosen = form.cleaned_data["dataset_version"]
+        dataset_version = _ready(request).get(pk=chosen) if chosen is not None else None
+        try:
+            test = services.start_load_test(
+                request.actor, model_version=version, dataset_version=dataset_version, **form.options()
+            )
+        except DomainError as error:
+            form.add_error(error.field if error.field in form.fields else None, error.message)
+        else:
+            return redirect(test)
+    return render(request, "evaluation/version_load_tests.html", _load_tab_context(request, version, form), status=422)
+
+
+@require_GET
+@require("team.view")
+def load_test_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    """A load test: its progress, then its figures and charts, and the other versions beside it."""
+    test = get_object_or_404(LoadTest.objects.for_team(request.team).with_facts(), pk=pk)
+    context: dict[str, Any] = {"test": test}
+    if test.finished_at is not None:
+        others = LoadTest.objects.for_team(request.team).beside(test).with_names()
+        context |= {
+            "beside": list(others.prefetch_related("model_version__aliases")[:MAX_BESIDE]),
+            "caveats": caveats(test.result),
+            "charts": load_charts.load_charts(test),
+            "where": where(representative_step(test.result)),
+        }
+    return render(request, "evaluation/load_test_detail.html", context)
+
+
+def _load_tab_context(request: HttpRequest, version: ModelVersion, form: LoadTestForm) -> dict[str, Any]:
+    tests = LoadTest.objects.for_team(request.team).filter(model_version=version).with_names()
+    return {"model_version": version, "page": KeysetPage.of(tests, request.GET), "form": form}
+
+
+def _load_test_form(request: HttpRequest, version: ModelVersion, data: Any) -> LoadTestForm:
+    choices = list(_ready(request).defer("profile", "schema").order_by("-pk")[:MAX_CHOICES])
+    suggested = _suggested(request, version)[0] if data is None and version.is_ready else None
+    return LoadTestForm(data, choices=choices, chosen=suggested)
 
 
 def _tab_context(request: HttpRequest, version: ModelVersion, form: EvaluationForm) -> dict[str, Any]:

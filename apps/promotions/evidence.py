@@ -8,11 +8,12 @@ from typing import Any
 from apps.audit.chain import canonical_json
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.charts import is_score
-from apps.evaluation.evidence import evaluation_evidence
-from apps.evaluation.models import METRIC_LABELS, EvaluationRun
+from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
+from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
+_MAX_LOAD_TESTS = 5
 
 
 def collect_evidence(
@@ -29,8 +30,9 @@ def collect_evidence(
 
 
 def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
-    """A version's identity, its validation and its finished evaluations, newest first."""
+    """A version's identity, its validation, its finished evaluations and load tests, newest first."""
     runs = EvaluationRun.objects.finished().filter(model_version=model_version).order_by("-id")[:_MAX_RUNS]
+    tests = LoadTest.objects.finished().filter(model_version=model_version).select_related("dataset_version__dataset")
     return {
         "model": model_version.model.name,
         "task": model_version.model.task,
@@ -44,6 +46,7 @@ def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
         "uploaded_by": model_version.uploaded_by.name,
         "uploaded_at": model_version.uploaded_at.isoformat(),
         "evaluations": [evaluation_evidence(run) for run in runs],
+        "load_tests": [load_test_evidence(test) for test in tests.order_by("-id")[:_MAX_LOAD_TESTS]],
     }
 
 
@@ -94,3 +97,9 @@ def _metrics_by_place(evaluations: list[dict[str, Any]]) -> dict[tuple[str, str,
             place = (run["dataset"]["sha256"], run["target"], metric["name"])
             found.setdefault(place, metric | {"dataset": label})
     return found
+
+
+def newest_load_tests(evidence: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(Candidate or Champion, its newest load test), as frozen; evidence from before there were any has none."""
+    sides = (("Candidate", evidence["candidate"]), ("Champion", evidence.get("champion") or {}))
+    return [(name, side["load_tests"][0]) for name, side in sides if side.get("load_tests")]

@@ -19,7 +19,7 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.deployments.observed import observe
 from apps.jobs.models import Job, JobState
 from apps.promotions import charts, services
-from apps.promotions.evidence import metric_differences
+from apps.promotions.evidence import metric_differences, newest_load_tests
 from apps.promotions.forms import PromotionForm, ReviewForm
 from apps.promotions.models import PromotionRequest, RolloutState
 from apps.registry.models import ModelVersion
@@ -136,6 +136,7 @@ def _detail(request: HttpRequest, promotion: PromotionRequest, form: ReviewForm)
         "may_cancel": promotion.is_open and promotion.requested_by_id == request.actor.user_id,
         "differences": differences,
         "chart": charts.metric_comparison(differences),
+        "load_tests": newest_load_tests(promotion.evidence),
         "reviews": promotion.reviews.all(),
     }
 

@@ -72,6 +72,9 @@ ROUTES: dict[str, dict[str, str]] = {
     "evaluation:version-evaluation": {"GET": "team.view"},
     "evaluation:run-start": {"POST": "evaluation.run"},
     "evaluation:run-detail": {"GET": "team.view"},
+    "evaluation:version-load-tests": {"GET": "team.view"},
+    "evaluation:load-test-start": {"POST": "evaluation.run"},
+    "evaluation:load-test-detail": {"GET": "team.view"},
     "deployments:endpoint-list": {"GET": "team.view"},
     "deployments:endpoint-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
     "deployments:endpoint-detail": {"GET": "team.view"},
@@ -112,6 +115,8 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:dataset-version-detail": {"GET": "team.view"},
     "api:evaluation-list": {"GET": "team.view", "POST": "evaluation.run"},
     "api:evaluation-detail": {"GET": "team.view"},
+    "api:load-test-list": {"GET": "team.view", "POST": "evaluation.run"},
+    "api:load-test-detail": {"GET": "team.view"},
     "api:endpoint-list": {"GET": "team.view", "POST": "deployments.operate"},
     "api:endpoint-detail": {"GET": "team.view"},
     "api:endpoint-deployments": {"GET": "team.view"},
@@ -182,6 +187,7 @@ class World:
 @pytest.fixture
 def world(cast: Cast) -> World:
     run = builders.finished_run(cast)
+    load_test = builders.started_load_test(cast, run.model_version)
     request = builders.live_request(cast)
     open_request = builders.submitted_request(cast)
     operator = cast.actor("operator")
@@ -209,6 +215,8 @@ def world(cast: Cast) -> World:
             "dataset-detail.name": dataset_version.dataset.name,
             "version-evaluation.name": version.model.name,
             "run-start.name": version.model.name,
+            "version-load-tests.name": version.model.name,
+            "load-test-start.name": version.model.name,
             "request-create.name": version.model.name,
             "endpoint_name": request.endpoint.name,
             "model_name": version.model.name,
@@ -225,6 +233,7 @@ def world(cast: Cast) -> World:
             "member-detail.pk": cast.analyst.pk,
             "run-detail.pk": run.pk,
             "evaluation-detail.pk": run.pk,
+            "load-test-detail.pk": load_test.pk,
             "promotions.pk": open_request.pk,
             "promotion-detail.pk": open_request.pk,
             "promotion-cancel.pk": open_request.pk,

@@ -59,6 +59,7 @@ def test_several_inputs_take_columns_by_name() -> None:
     assert plan(named).features == ["b", "a"]
     other = signature({"a": ("FP32", [-1]), "q": ("FP32", [-1])}, {"label": ("INT64", [-1])})
     assert "“q” have no column" in refusal(other)
+    assert "takes no inputs" in refusal(signature({}, {"v": ("FP32", [1])}), task="REGRESSION")
 
 
 @pytest.mark.parametrize(

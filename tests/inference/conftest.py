@@ -10,7 +10,7 @@ import pytest
 
 from inference.contracts import Limits
 from tests.inference import onnx_models as models
-from tests.inference.installation import Installation, Service
+from tests.inference.installation import Installation, Service, free_port
 
 OTHER_TOKEN = "csn_test_of_another_endpoint"
 EXPIRED_TOKEN = "csn_test_expired"
@@ -77,5 +77,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         INFERENCE_HEADER_TIMEOUT_S="1",
         INFERENCE_BODY_TIMEOUT_S="1",
         INFERENCE_MAX_BODY_BYTES=str(4 * 1024 * 1024),
+        INFERENCE_GRPC_PORT=str(free_port()),
     )
     bench.close()

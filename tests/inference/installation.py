@@ -88,9 +88,9 @@ class Installation:
         expires_at: float | None = None,
         limits: Limits | None = None,
         log: LogSettings | None = None,
-        sticky_header: str | None = None,
+        **more: Any,
     ) -> EndpointEntry:
-        """Define an endpoint; ``publish`` makes it known."""
+        """Define an endpoint; ``publish`` makes it known. ``more`` are other fields of the entry."""
         known = self.endpoints.get(name)
         entry = EndpointEntry(
             name=name,
@@ -101,9 +101,9 @@ class Installation:
                 TokenEntry(position, token_digest(token, PEPPER.encode()), expires_at)
                 for position, token in enumerate(tokens, start=1)
             ),
-            sticky_header=sticky_header,
             limits=limits or Limits(),
             log=log or LogSettings(),
+            **more,
         )
         self.endpoints[name] = entry
         return entry
@@ -130,6 +130,10 @@ class Installation:
         """Everything in the spool, in the order it was written."""
         files = [path for path in (self.var / "spool").glob("*/*") if path.suffix in (".open", ".spool")]
         return [record for path in sorted(files, key=lambda path: path.name) for record in read_spool(path)]
+
+    def logged(self, endpoint: str) -> list[StoredRecord]:
+        """The records of one endpoint."""
+        return [stored for stored in self.records() if stored.context.endpoint == endpoint]
 
     def weights(self, name: str, *weights: int) -> None:
         """Change the traffic split of an endpoint."""
@@ -160,6 +164,11 @@ class Service:
     def headers(self) -> dict[str, str]:
         """A caller's headers; a new dict each time, because tritonclient adds to the one it is given."""
         return {"Authorization": f"Bearer {TOKEN}"}
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC is, if the service was started with its port."""
+        return f"127.0.0.1:{self.environment['INFERENCE_GRPC_PORT']}"
 
     def start(self, *, ready: bool = True) -> None:
         """Start and wait for readiness."""

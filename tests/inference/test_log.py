@@ -178,6 +178,17 @@ def test_a_whole_tensor_prediction_is_one_row(spool: Spool) -> None:
     assert (one["input.x"], one["output.y"]) == ([1, 2, 3, 4], 10)
 
 
+def test_a_tensor_of_unknown_rank_keeps_its_shape(spool: Spool) -> None:
+    context = _context(is_batch=False, inputs=(("x", "FP32", ()),), outputs=(("y", "FP32", ()),))
+    for shape in ((), (2, 2)):
+        spool.append(context, _record([1], inputs=[np.float32([7])], outputs=[np.ones(shape, np.float32)]))
+    spool.seal()
+    [path] = spool.directory.glob("*.spool")
+    table = to_table(list(read_spool(path)))
+    assert (table["output.y"].to_pylist(), table["shape.output.y"].to_pylist()) == ([[1], [1] * 4], [[], [2, 2]])
+    assert (table["input.x"].to_pylist(), table["shape.input.x"].to_pylist()) == ([[7], [7]], [[1], [1]])
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_everything_answered_is_in_the_log_after_kill_9(workbench: Workbench, strict: bool) -> None:
     installation = workbench.installation()

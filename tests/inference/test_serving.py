@@ -333,6 +333,8 @@ def test_a_start_that_cannot_succeed_is_one_sentence(workbench: Workbench) -> No
     code, said = start(INFERENCE_PORT=str(service.port))
     assert (code, said.count("\n")) == (2, 0)
     assert f"127.0.0.1:{service.port}" in said
+    code, said = start(INFERENCE_GRPC_PORT=str(service.port))
+    assert (code, said.count("\n"), "INFERENCE_GRPC_PORT" in said) == (2, 0, True)
     code, said = start(INFERENCE_REPLICAS="many")
     assert (code, "INFERENCE_REPLICAS" in said) == (2, True)
     (installation.var / "secrets" / "manifest_public_key.pem").write_text("rubbish")

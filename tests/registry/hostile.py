@@ -316,7 +316,7 @@ def impossible_reshape() -> ModelProto:
 
 
 def without_inputs() -> ModelProto:
-    """Nothing to predict from."""
+    """It always answers the same."""
     node = helper.make_node("Identity", ["one"], ["y"])
     return model_of([node], inputs=[], initializers=[constant("one", [1.0], np.float32)])
 

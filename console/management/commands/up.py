@@ -63,6 +63,7 @@ class Stack:
         self._installation = installation
         self._web_port = read_port("WEB_PORT", 8000)
         self._inference_port = read_port("INFERENCE_PORT", 8080)
+        self._grpc_port = read_port("INFERENCE_GRPC_PORT", 0)  # off
 
     @property
     def _setup_log(self) -> Path:
@@ -74,6 +75,8 @@ class Stack:
         say(f"Countersign starts; its data lies in {self._installation.var_dir}.")
         check_port(self._web_port, "WEB_PORT")
         check_port(self._inference_port, "INFERENCE_PORT")
+        if self._grpc_port:
+            check_port(self._grpc_port, "INFERENCE_GRPC_PORT")
         check_disk(self._installation.var_dir, NEEDED_DISK_BYTES)
         self._remove_broken_uploads()
         self._make_secrets()
@@ -93,6 +96,8 @@ class Stack:
         say(f"Ready after {time.monotonic() - started_at:.1f} s; stop it with Ctrl-C.")
         say(f"  console    http://127.0.0.1:{self._web_port}/")
         say(f"  inference  http://127.0.0.1:{self._inference_port}/v2/")
+        if self._grpc_port:
+            say(f"  gRPC       127.0.0.1:{self._grpc_port}")
         say(f"  logs       {self._installation.logs}")
         self._explain_sign_in()
 
@@ -143,6 +148,7 @@ class Stack:
             "COUNTERSIGN_DATABASE_ROLE": "app",
             "WEB_PORT": str(self._web_port),
             "INFERENCE_PORT": str(self._inference_port),
+            "INFERENCE_GRPC_PORT": str(self._grpc_port),
             # Shorter than what the supervisor grants before it ends a service by force.
             "INFERENCE_DRAIN_TIMEOUT_S": os.environ.get("INFERENCE_DRAIN_TIMEOUT_S", "3"),
             "PYTHONUNBUFFERED": "1",

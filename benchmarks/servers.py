@@ -1,0 +1,238 @@
+"""Who is measured: the product's inference service, the yardstick, the in-process limit and the peers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+
+from benchmarks.answers import check_answers
+from benchmarks.dialects import V2, V2_BINARY, Dialect
+from benchmarks.load import SERVER_CORE, CannotMeasure, Measurement, Target, pinned, process_tree, put_load
+from benchmarks.models import PEERS, Model
+from benchmarks.product import free_port, wait_for
+from benchmarks.service import Service
+
+FOLDER: Final = Path(__file__).resolve().parent
+YARDSTICK_SOURCE: Final = FOLDER / "yardstick" / "server.cpp"
+START_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 10.0
+WARM_UP_S: Final = 1.0
+LIMIT_S: Final = 1.0
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+
+
+class Contestant(ABC):
+    """Something whose speed is measured. ``start`` with a model, ``measure`` any number of times, ``stop``."""
+
+    name: str
+
+    @abstractmethod
+    def start(self, model: Model) -> None:
+        """Get ready to serve a model on the server's core. Raises ``CannotMeasure``."""
+
+    @abstractmethod
+    def measure(self, *, connections: int, seconds: float, is_binary: bool) -> Measurement | None:
+        """One run, its answers checked before and after; None if it does not speak binary. Raises ``CannotMeasure``."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Leave nothing running."""
+
+
+class Limit(Contestant):
+    """ONNX Runtime alone, in a process of its own."""
+
+    name = "limit"
+
+    def start(self, model: Model) -> None:
+        self._rows = PEERS / "models" / f"{model.name}.npy"
+        np.save(self._rows, model.rows)
+        self._model = model
+
+    def measure(self, *, connections: int, seconds: float, is_binary: bool) -> Measurement | None:
+        command = [sys.executable, "-m", "benchmarks.limit", str(self._model.path), str(self._rows), str(LIMIT_S)]
+        finished = subprocess.run(
+            command, cwd=FOLDER.parent, capture_output=True, text=True, check=True, preexec_fn=pinned(SERVER_CORE)
+        )
+        return Measurement(rate=float(finished.stdout))
+
+    def stop(self) -> None:
+        """Nothing runs between measurements."""
+
+
+class Server(Contestant):
+    """Something that answers over HTTP."""
+
+    json: Dialect = V2
+    binary: Dialect | None = None
+    _is_warm = False
+
+    @abstractmethod
+    def target(self, dialect: Dialect) -> Target:
+        """Where to ask for the model that it was started with."""
+
+    def settle(self) -> None:
+        """Wait until it has finished what its last requests left to do."""
+
+    def measure(self, *, connections: int, seconds: float, is_binary: bool) -> Measurement | None:
+        dialect = self.binary if is_binary else self.json
+        if dialect is None:
+            return None
+        target = self.target(dialect)
+        check_answers(target)
+        if not self._is_warm:
+            put_load(target, connections=connections, seconds=WARM_UP_S, settle=self.settle)
+            self._is_warm = True
+        self.settle()
+        measured = put_load(target, connections=connections, seconds=seconds, settle=self.settle)
+        if measured.failed:
+            raise CannotMeasure(f"{self.name}: {measured.failed} requests failed under load.")
+        check_answers(target)
+        self.settle()
+        return measured
+
+
+class Countersign(Server):
+    """The product's inference service with its token check, log, shipper, metrics and reports."""
+
+    name = "ours"
+    binary = V2_BINARY
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def start(self, model: Model) -> None:
+        self._model = model
+        self._is_warm = False
+        self._service.publish({model.name: model})
+        self._service.start()
+
+    def target(self, dialect: Dialect) -> Target:
+        return Target(self._service.url, self._model, dialect, self._service.headers, self._service.pid)
+
+    def settle(self) -> None:
+        self._service.settle()
+
+    def stop(self) -> None:
+        self._service.stop()
+
+
+class Foreign(Server):
+    """A server that is started by one command and serves one model."""
+
+    environment: Mapping[str, str] = {}
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Build or install it. Raises ``CannotMeasure`` when that does not work here."""
+
+    @abstractmethod
+    def command(self, model: Model, port: int) -> Sequence[str]:
+        """How to serve ``model`` on ``port``."""
+
+    def start(self, model: Model) -> None:
+        self.prepare()
+        self._model = model
+        self._is_warm = False
+        self._port = free_port()
+        folder = PEERS / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "server.log"
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                self.command(model, self._port),
+                cwd=folder,
+                env={**os.environ, **ONE_THREAD, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=pinned(SERVER_CORE),
+            )
+        try:
+            wait_for(self._answers, START_TIMEOUT_S, f"starting {self.name}")
+        except TimeoutError as error:
+            raise CannotMeasure(f"{self.name} did not start: {self._last_lines()}") from error
+        self._signal(signal.SIGSTOP)
+
+    def measure(self, *, connections: int, seconds: float, is_binary: bool) -> Measurement | None:
+        """As any server, but it stands still while others are measured: some poll when they have nothing to do."""
+        self._signal(signal.SIGCONT)
+        try:
+            return super().measure(connections=connections, seconds=seconds, is_binary=is_binary)
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def target(self, dialect: Dialect) -> Target:
+        return Target(f"http://127.0.0.1:{self._port}", self._model, dialect, {}, self._process.pid)
+
+    def stop(self) -> None:
+        if not hasattr(self, "_process"):
+            return
+        processes = process_tree(self._process.pid)
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, STOP_TIMEOUT_S)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(STOP_TIMEOUT_S)
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise CannotMeasure(f"{self.name} ended at its start: {self._last_lines()}")
+        try:
+            check_answers(self.target(self.json))
+        except CannotMeasure:
+            return False
+        return True
+
+    def _last_lines(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")[-1000:]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in process_tree(self._process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+class Yardstick(Foreign):
+    """The minimal C++ server, over the library that the product's own wheel brings."""
+
+    name = "yardstick"
+    binary = V2_BINARY
+
+    def prepare(self) -> None:
+        compiler = shutil.which("g++") or shutil.which("clang++")
+        if compiler is None:
+            raise CannotMeasure("The yardstick needs a C++ compiler: apt-get install g++")
+        self._program.parent.mkdir(parents=True, exist_ok=True)
+        command = [compiler, "-std=c++17", "-O3", "-o", str(self._program), str(YARDSTICK_SOURCE), "-ldl"]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            raise CannotMeasure(f"The yardstick does not compile: {finished.stderr[-1000:]}")
+
+    def command(self, model: Model, port: int) -> Sequence[str]:
+        libraries = sorted((Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+        if not libraries:
+            raise CannotMeasure("This build of onnxruntime has no shared library that the yardstick could load.")
+        return [str(self._program), str(model.path), str(port), str(libraries[0])]
+
+    @property
+    def _program(self) -> Path:
+        return PEERS / self.name / "server"
+
+
+PEER_SERVERS: Final[Mapping[str, type[Foreign]]] = {}
