@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,30 +25,36 @@ def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
         expression = Expression(requires, signature)
     except RuleRejected as error:
         raise DomainError(str(error), field="requires") from error
-    tensors = {
-        (side, spec.name): _row(row[key], spec, is_batch=has_rows(signature))
-        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
-        for spec in specs
-        for key in (f"{side}.{spec.name}", spec.name)
-        if key in row
-    }
     try:
         with np.errstate(all="ignore"):
-            return bool(np.all(expression.evaluate(tensors)))
-    except KeyError as error:
-        side, name = error.args[0]
-        raise DomainError(f"The rule reads the {side} “{name}”: give it a value, too.", field="sample") from error
+            return bool(np.all(expression.evaluate(_WrittenRow(signature, row))))
     except (ValueError, TypeError, IndexError, OverflowError):
         return False  # as in service: what cannot be checked does not hold
 
 
+class _WrittenRow(Sequence[Array]):
+    """The tensors of a row in the signature's order; one that a rule reads and the person left out is asked for."""
+
+    def __init__(self, signature: Signature, row: Mapping[str, Any]) -> None:
+        self._sides = [("input", spec) for spec in signature.inputs] + [("output", spec) for spec in signature.outputs]
+        self._is_batch = has_rows(signature)
+        self._row = row
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+    def __getitem__(self, position: Any) -> Any:
+        side, spec = self._sides[position]
+        for key in (f"{side}.{spec.name}", spec.name):
+            if key in self._row:
+                return _row(self._row[key], spec, is_batch=self._is_batch)
+        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
+
+
 def require_computable(requires: str, signature: Signature) -> None:
     """Raise ``DomainError`` if no row at all can be checked: in service such a rule would refuse every request."""
-    row = {
-        (side, spec.name): _filled(spec, is_batch=has_rows(signature))[np.newaxis]
-        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
-        for spec in specs
-    }
+    specs = (*signature.inputs, *signature.outputs)
+    row = [_filled(spec, is_batch=has_rows(signature))[np.newaxis] for spec in specs]
     try:
         with np.errstate(all="ignore"):
             Expression(requires, signature).evaluate(row)
