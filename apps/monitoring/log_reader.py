@@ -215,7 +215,9 @@ def _span_of_id(wanted: LogFilter) -> LogFilter | None:
 def _slices(endpoint: Endpoint, wanted: LogFilter, before: LogKey | None) -> Iterator[list[LogSegment]]:
     """The segments that may hold a match, by the end of their time from the newest back, in growing slices."""
     until = min((at for at in (wanted.until, _moment(before)) if at is not None), default=None)
-    catalog = LogSegment.objects.of_endpoint(endpoint.pk).within(wanted.since, until).order_by("-ended_at", "-pk")
+    catalog = (
+        LogSegment.objects.current().of_endpoint(endpoint.pk).within(wanted.since, until).order_by("-ended_at", "-pk")
+    )
     if wanted.model_version is not None:
         catalog = catalog.filter(model_version=wanted.model_version)
     length, rest = _FIRST_SLICE, catalog
