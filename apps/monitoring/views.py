@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.views.decorators.http import require_GET
@@ -17,7 +17,8 @@ from apps.core.permissions import require
 from apps.deployments.manifest import CONSOLE_TOKEN_ID
 from apps.deployments.models import Deployment, Endpoint
 from apps.monitoring.charts import sparkline, violation_chart
-from apps.monitoring.forms import LogFilterForm
+from apps.monitoring.export import CONTENT_TYPE, export_lines
+from apps.monitoring.forms import LogFilterForm, read_filter
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
 from apps.monitoring.traffic import endpoint_totals
@@ -89,6 +90,17 @@ def prediction_list(request: HttpRequest, name: str) -> HttpResponse:
     log = read_log(endpoint, form.wanted(), before=LogKey.parse(before) if before else None, tensors=3)
     context = {"endpoint": endpoint, "form": form, "log": log, "page": _page(request, log)}
     return render(request, "monitoring/prediction_list.html", context, fragment="monitoring/_predictions.html")
+
+
+@require_GET
+@require("team.view")
+def prediction_export(request: HttpRequest, name: str) -> StreamingHttpResponse:
+    """The predictions that fit the query string, as JSON Lines."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    before = request.GET.get("before", "")
+    lines = export_lines(endpoint, read_filter(request.GET), LogKey.parse(before) if before else None)
+    headers = {"Content-Disposition": f'attachment; filename="{endpoint.name}-predictions.jsonl"'}
+    return StreamingHttpResponse(lines, content_type=CONTENT_TYPE, headers=headers)
 
 
 @require_GET
