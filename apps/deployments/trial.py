@@ -16,20 +16,26 @@ from inference.guardrails import Expression, RuleRejected, has_rows
 _WRITABLE: Final = 64  # elements
 
 
-def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
-    """Whether an expression holds for a row: values by tensor name (or ``input.name``), null is NaN.
+class Trial:
+    """An expression, ready to be tried on rows. Raises ``DomainError`` for one that does not fit the model."""
 
-    Raises ``DomainError`` for an expression that does not fit the model, and for a row that does not.
-    """
-    try:
-        expression = Expression(requires, signature)
-    except RuleRejected as error:
-        raise DomainError(str(error), field="requires") from error
-    try:
-        with np.errstate(all="ignore"):
-            return bool(np.all(expression.evaluate(_WrittenRow(signature, row))))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return False  # as in service: what cannot be checked does not hold
+    def __init__(self, requires: str, signature: Signature) -> None:
+        self._signature = signature
+        try:
+            self._evaluate = Expression(requires, signature).evaluate
+        except RuleRejected as error:
+            raise DomainError(str(error), field="requires") from error
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether it holds for a row: values by tensor name (or ``input.name``), null is NaN.
+
+        Raises ``DomainError`` for a row that does not fit the model, or lacks what the expression reads.
+        """
+        try:
+            with np.errstate(all="ignore"):
+                return bool(np.all(self._evaluate(_WrittenRow(self._signature, row))))
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return False  # as in service: what cannot be checked does not hold
 
 
 class _WrittenRow(Sequence[Array]):

@@ -283,7 +283,7 @@ def _guardrail_form(request: HttpRequest, endpoint: Endpoint, rule: Guardrail | 
     if request.method == "POST" and form.is_valid():
         try:
             if "try" in request.POST and signature is not None:
-                verdict = trial.holds(form.cleaned_data["requires"], signature, form.cleaned_data["sample"])
+                verdict = trial.Trial(form.cleaned_data["requires"], signature).holds(form.cleaned_data["sample"])
             elif rule is None:
                 configuration.add_guardrail(request.actor, endpoint=endpoint, **form.rule)
             else:

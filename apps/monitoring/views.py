@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from apps.accounts.models import ApiToken
+from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.pagination import KeysetPage
 from apps.core.permissions import require
@@ -21,6 +22,7 @@ from apps.monitoring.export import CONTENT_TYPE, export_lines
 from apps.monitoring.forms import LogFilterForm, read_filter
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
+from apps.monitoring.replay import replay
 from apps.monitoring.traffic import endpoint_totals
 from apps.monitoring.violations import violations
 
@@ -75,6 +77,21 @@ def guardrail_counts(request: HttpRequest, name: str) -> HttpResponse:
     chart = violation_chart(grid, {name: one.by_step for name, one in counted.items()})
     context = {"endpoint": endpoint, "rules": rules, "counts": True, "chart": chart}
     return render(request, "monitoring/guardrail_counts.html", context, fragment="monitoring/_guardrails.html")
+
+
+@require_GET
+@require("team.view")
+def guardrail_replay(request: HttpRequest, name: str) -> HttpResponse:
+    """What a rule would have said of the newest predictions."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    context: dict[str, Any] = {"endpoint": endpoint}
+    try:
+        context["replay"] = replay(endpoint, request.GET.get("requires", ""))
+    except DomainError as error:
+        context["problem"] = error.message
+    status = 422 if "problem" in context else 200
+    template, fragment = "monitoring/guardrail_replay.html", "monitoring/_replay.html"
+    return render(request, template, context, fragment=fragment, status=status)
 
 
 @require_GET

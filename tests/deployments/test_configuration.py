@@ -271,7 +271,7 @@ SIGNATURE = Signature.from_dict(
     ],
 )
 def test_a_rule_is_tried_on_a_row(requires: str, row: dict[str, Any], expected: bool) -> None:
-    assert trial.holds(requires, SIGNATURE, row) is expected
+    assert trial.Trial(requires, SIGNATURE).holds(row) is expected
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ def test_a_rule_is_tried_on_a_row(requires: str, row: dict[str, Any], expected: 
 )
 def test_a_row_that_does_not_fit_is_named(requires: str, row: dict[str, Any], words: str) -> None:
     with pytest.raises(DomainError, match=words):
-        trial.holds(requires, SIGNATURE, row)
+        trial.Trial(requires, SIGNATURE).holds(row)
 
 
 def test_the_example_row_fits() -> None:
     row = trial.example_row(SIGNATURE)
     assert row == {"age": 0, "country": "", "input.x": [0, 0, 0], "output.x": [0, 0]}
-    assert trial.holds("age == 0 and all(input.x == 0) and output.x == 0", SIGNATURE, json.loads(json.dumps(row)))
+    assert trial.Trial("age == 0 and all(input.x == 0) and output.x == 0", SIGNATURE).holds(json.loads(json.dumps(row)))
 
 
 def test_a_rule_that_no_row_can_be_checked_by_is_refused() -> None:

@@ -64,9 +64,14 @@ def stage(cast: Cast) -> Stage:
     return Stage(cast)
 
 
-def _events(endpoint: Endpoint, action: str) -> list[dict[str, Any]]:
+def _check_now() -> None:
+    """What the end of the transaction would check."""
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+def _events(endpoint: Endpoint, action: str) -> list[dict[str, Any]]:
+    _check_now()
     events = AuditEvent.objects.filter(action=action, object_id=str(endpoint.pk))
     return [event.document for event in events.order_by("seq")]
 
@@ -252,6 +257,15 @@ def test_the_database_lets_nothing_answer_without_an_approval(stage: Stage) -> N
     for changes in ({"promotion_request_id": None}, {"weight": 0}, {"weight": 101}, {"role": "shadow"}):
         with pytest.raises(IntegrityError), transaction.atomic():
             Deployment.objects.filter(pk=stage.champion.pk).update(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"weight": 94}, {"role": "canary"}])
+def test_the_database_shares_out_100_per_cent_with_one_champion(stage: Stage, changes: dict[str, Any]) -> None:
+    stage.promoted(initial_weight=5)
+    Deployment.objects.filter(pk=stage.champion.pk).update(**changes)
+    with pytest.raises(IntegrityError, match="of its traffic"), transaction.atomic():
+        _check_now()
+    Deployment.objects.filter(pk=stage.champion.pk).update(weight=95, role="champion")
 
 
 def test_the_traffic_page_changes_shares_and_refuses_stale_ones(stage: Stage) -> None:

@@ -146,7 +146,8 @@ class TestLive:
     def test_the_query_count_does_not_grow_with_the_traffic(self, cast: Cast, endpoint: Endpoint) -> None:
         until = reported_until()
         for number in range(1, 4):
-            deployment = deploy(cast, endpoint, number, until - timedelta(minutes=2), role="canary")
+            part = {"weight": 80} if number == 1 else {"weight": 10, "role": "canary"}
+            deployment = deploy(cast, endpoint, number, until - timedelta(minutes=2), **part)
             for second in range(20):
                 roll_up(deployment, until - timedelta(seconds=second), [1_000])
         assert queries(cast.browser("analyst"), live(endpoint), headers=HTMX) == 8
@@ -235,6 +236,30 @@ class TestPredictionList:
         for second in range(20):
             log.segment(endpoint, rows(second))
         assert queries(browser, predictions(endpoint)) == few == 6
+
+
+class TestReplay:
+    def test_a_rule_is_tried_on_what_was_logged(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        deploy(cast, endpoint, 1, NOON)
+        log.segment(endpoint, rows(*range(10)), **{"input.age": pa.array([*map(float, range(9)), None], pa.float32())})
+        log.segment(endpoint, rows(11, role="shadow"), version=2)
+        address = reverse("monitoring:guardrail-replay", args=[endpoint.name])
+
+        response = cast.browser("analyst").get(address, {"requires": "age < 7"}, headers=HTMX)
+
+        found = response.context["replay"]
+        assert (found.checked, found.violated, found.unchecked) == (9, 2, 1)
+        assert [row.columns["request_id"] for row in found.examples] == ["r8", "r7"]
+        assert "2 of the newest 9 predictions violate it" in response.text
+        refused = cast.browser("analyst").get(address, {"requires": "size < 7"}, headers=HTMX)
+        assert refused.status_code == 422
+        assert "has no “size”" in refused.text
+
+    def test_nothing_to_try_it_on(self, cast: Cast, endpoint: Endpoint) -> None:
+        address = reverse("monitoring:guardrail-replay", args=[endpoint.name])
+        assert "Nothing answers" in cast.browser("analyst").get(address, {"requires": "age < 7"}).text
+        deploy(cast, endpoint, 1, NOON)
+        assert "no predictions" in cast.browser("analyst").get(address, {"requires": "age < 7"}).text
 
 
 class TestPredictionDetail:
