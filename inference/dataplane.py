@@ -228,6 +228,9 @@ class Dataplane:
         models: Mapping[int, LoadedModel],
         refused: Mapping[int, str],
     ) -> Endpoint:
+        wanted = [models.get(one.deployment_id) for one in entry.deployments]
+        if old is not None and old.entry is entry and [one.model for one in old.served] == wanted:
+            return old  # by far the most, and so worth the haste
         chosen = [one for one in entry.deployments if one.deployment_id in models]
         if old is not None and any(
             one.weight > 0 and one.deployment_id not in models and one.deployment_id not in refused

@@ -103,18 +103,20 @@ class ModelStore:
     def want(self, entries: Sequence[tuple[DeploymentEntry, Limits]]) -> None:
         """Load what is missing of these, the most needed first; what was wanted before and is missing is forgotten."""
         with self._changed:
+            caps = self._caps
             self._wanted, self._needs, self._caps = {}, {}, {}
             for entry, limits in sorted(entries, key=lambda pair: -NEED[pair[0].role]):
                 digest = entry.artifact_digest
                 self._wanted.setdefault(digest, entry)
                 self._needs.setdefault(digest, NEED[entry.role])
                 self._caps[digest] = max(self._caps.get(digest, 0), _cap(limits))
+            for digest in list(self._failures):  # nobody asks any more, or another limit may let it in
+                if self._caps.get(digest) != caps.get(digest):
+                    del self._failures[digest]
             missing = [one for one in self._wanted if one not in self._models and one not in self._failures]
             self._queue = [one for one in reversed(missing) if one not in self._loading]
             for digest in self._wanted.keys() & self._models.keys():
                 self._models[digest].need = self._needs[digest]
-            for digest in self._failures.keys() - self._wanted.keys():
-                del self._failures[digest]
             self._changed.notify_all()
 
     def missing(self, *, need: int = 0) -> int:
@@ -131,7 +133,7 @@ class ModelStore:
             failure = self._failures.get(entry.artifact_digest)
         if model is None:
             if failure is not None:
-                raise failure.error
+                raise failure.error.with_traceback(None)  # else it grows with every time
             return None
         _check_size(model.memory_bytes, _cap(limits))
         if model.signature != entry.signature:
@@ -242,8 +244,7 @@ class ModelStore:
         digest = entry.artifact_digest
         cap = self._caps.get(digest, 0)
         _check_size(entry.artifact_size, cap)
-        self._make_room(entry.artifact_size)
-        session, load_ms, grown = self._session(entry)
+        session, load_ms, grown = self._session(entry, entry.artifact_size)
         size = max(grown, entry.artifact_size)
         _check_size(size, cap)
         signature = read_signature(session)
@@ -260,21 +261,21 @@ class ModelStore:
         del dropped
 
     def _reload(self, model: LoadedModel) -> Session:
-        self._make_room(model.memory_bytes)
-        session, *_ = self._session(model.entry)
+        session, *_ = self._session(model.entry, model.memory_bytes)
         with self._changed:
             dropped = self._make_room(model.memory_bytes)
             model.session, model.last_used = session, time.perf_counter()
         del dropped
         return session
 
-    def _session(self, entry: DeploymentEntry) -> tuple[Session, float, int]:
-        """A session, the milliseconds it took, and the bytes by which the heap grew.
+    def _session(self, entry: DeploymentEntry, size: int) -> tuple[Session, float, int]:
+        """A session, the milliseconds it took, and the bytes by which the heap grew. ``size``: the room to make for it.
 
         The heap is the whole process's, so loads take turns, as long as none takes long; growth that another load
         may have been part of counts as 0.
         """
         with self._artifacts.open(entry) as source:
+            self._make_room(size)  # not before it is known that there is something to load
             is_alone = self._measuring.acquire(timeout=MEASURE_WAIT_S)
             try:
                 before, started = heap_in_use(), time.perf_counter()

@@ -19,8 +19,9 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from psycopg.types.json import Jsonb
 
-from inference.contracts import MANIFEST_CHANNEL, ServingManifest, open_manifest
+from inference.contracts import MANIFEST_CHANNEL, ServingManifest
 from inference.errors import ManifestRejected
+from inference.manifest import ManifestReader
 from inference.metrics import Rollup
 from inference.model_store import NEED, LoadedModel, ModelStore, reason
 from inference.quarantine import Quarantine
@@ -166,7 +167,7 @@ class Reconciler(threading.Thread):
         poll_interval: float,
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
-        self._key = key
+        self._reader = ManifestReader(key)
         self._state_file = state_file
         self._store = store
         self._quarantine = quarantine
@@ -224,7 +225,7 @@ class Reconciler(threading.Thread):
     def _start_from_disk(self) -> None:
         try:
             document = orjson.loads(self._state_file.read_bytes())
-            self._apply(open_manifest(document["body"].encode(), document["signature"], self._key))
+            self._apply(self._reader.open(document["body"].encode(), document["signature"]))
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, AttributeError, ManifestRejected) as error:
@@ -235,7 +236,7 @@ class Reconciler(threading.Thread):
             self._apply(NOTHING)
             return
         try:
-            manifest = open_manifest(document.body, document.signature, self._key)
+            manifest = self._reader.open(document.body, document.signature)
             if manifest.generation < self._manifest.generation:
                 raise ManifestRejected(
                     f"Generation {manifest.generation} is older than generation {self._manifest.generation},"

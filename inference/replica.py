@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Future
 from socket import socket
@@ -33,6 +34,7 @@ from inference.watchdog import LOOP_LANE, TICK_S, Board
 
 logger = logging.getLogger("inference.replica")
 
+SWITCH_INTERVAL_S: Final = 0.001
 ACCEPT_ANYWAY_S: Final = 5.0  # to tell health checks and callers that there is no manifest
 REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 
@@ -175,6 +177,8 @@ def serve(settings: Settings, replica_id: str, listener: socket, board: Board) -
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         await Replica(settings, replica_id, board).serve(listener, stop)
 
+    # The reconciler's work on a thousand endpoints must not keep the loop waiting for the interpreter's lock.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     board.keep_crashes()
     share_arena()
     gc.set_threshold(50_000, 20, 50)

@@ -170,3 +170,17 @@ def heavy(megabytes: int, seed: int = 0) -> bytes:
         [("y", "FP32", ["n", 1])],
         {"weight": weight, "index": np.array([0], np.int64)},
     )
+
+
+def fold(megabytes: int) -> bytes:
+    """y = x plus the first number of a tensor that is tiny in the file and of this size once loaded."""
+    return build(
+        [
+            helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+            helper.make_node("Add", ["zeros", "one"], ["weight"]),
+            helper.make_node("Gather", ["weight", "x"], ["y"]),
+        ],
+        [("x", "INT64", ["n"])],
+        [("y", "FP32", ["n"])],
+        {"size": np.array([megabytes * 2**18], np.int64), "one": np.ones(1, np.float32)},
+    )
