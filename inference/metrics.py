@@ -178,7 +178,8 @@ class Metrics:
         the sum over the versions is what the service costs.
         """
         cpu_s = time.process_time()
-        busy = [meter for meter in self._meters.values() if meter.new_requests or meter.run_cpu_s]
+        known = tuple(self._meters.values())  # the next switch is prepared on another thread
+        busy = [meter for meter in known if meter.new_requests or meter.run_cpu_s]
         requests = sum(meter.new_requests for meter in busy)
         shared = max(cpu_s - self._cpu_s - sum(meter.run_cpu_s for meter in busy), 0.0) / max(requests, 1)
         self._cpu_s = cpu_s
@@ -205,7 +206,7 @@ class Metrics:
         lines += [f"inference_queued_rows{{{meter.labels},{replica}}} {rows}" for meter, rows, _ in loaded]
         lines.append("# TYPE inference_model_memory_bytes gauge")
         lines += [f"inference_model_memory_bytes{{{meter.labels},{replica}}} {size}" for meter, _, size in loaded]
-        meters = [meter for meter in self._meters.values() if meter.requests]
+        meters = [meter for meter in tuple(self._meters.values()) if meter.requests]
         for name, counts in (
             ("requests", lambda meter: [(f',outcome="{key}"', count) for key, count in meter.outcomes.items()]),
             ("guardrail_rows", lambda meter: [(f',rule="{key}"', count) for key, count in meter.guardrails.items()]),
