@@ -7,7 +7,7 @@ from rest_framework.routers import SimpleRouter
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
 from apps.audit.api import AuditEventViewSet
 from apps.core.permissions import PUBLIC
-from apps.deployments.api import EndpointViewSet
+from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import PredictionViewSet
@@ -30,6 +30,7 @@ router.register("datasets/(?P<dataset_name>[^/\\x00]+)/versions", DatasetVersion
 router.register("evaluations", EvaluationRunViewSet, "evaluation")
 router.register("load-tests", LoadTestViewSet, "load-test")
 router.register("endpoints", EndpointViewSet, "endpoint")
+router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/guardrails", GuardrailViewSet, "guardrail")
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/predictions", PredictionViewSet, "prediction")
 router.register("promotions", PromotionRequestViewSet, "promotion")
 router.register("jobs", JobViewSet, "job")

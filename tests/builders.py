@@ -19,7 +19,7 @@ from apps.jobs.runner import run_inline
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
 from apps.registry import services as registry
-from apps.registry.models import ModelVersion, RegisteredModel
+from apps.registry.models import Artifact, ModelVersion, RegisteredModel
 
 if TYPE_CHECKING:
     from tests.conftest import Cast
@@ -69,6 +69,24 @@ def ready_version(cast: Cast, of: RegisteredModel | None = None, content: bytes 
     return ModelVersion.objects.with_facts().get(pk=version.pk)
 
 
+def recorded_version(cast: Cast, of: RegisteredModel, *, takes: str = "x", width: int = 3) -> ModelVersion:
+    """A ready version on record only, for tests that never load it: no file, no validation job, no time."""
+    digest = hashlib.sha256(str(next(_numbers)).encode()).hexdigest()
+    signature = {
+        "inputs": [{"name": takes, "datatype": "FP32", "shape": [-1, width]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    }
+    return ModelVersion.objects.create(
+        model=of,
+        number=of.versions.count() + 1,
+        artifact=Artifact.objects.create(sha256=digest, size_bytes=1, path=f"artifacts/{digest}"),
+        state="READY",
+        signature=signature,
+        file_name="model.onnx",
+        uploaded_by=cast.data_scientist.user,
+    )
+
+
 def ready_dataset(cast: Cast, rows: int = 40) -> DatasetVersion:
     """A dataset with columns a, b, c and target, read by its real job; the target is twice the sum plus a little."""
     random = np.random.default_rng(next(_numbers))
@@ -114,7 +132,9 @@ def endpoint(cast: Cast, name: str = "") -> Endpoint:
     )
 
 
-def submitted_request(cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None) -> PromotionRequest:
+def submitted_request(
+    cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None, *, initial_weight: int = 100
+) -> PromotionRequest:
     """A promotion request that waits for a decision."""
     return promotions.request_promotion(
         cast.actor("data_scientist"),
@@ -122,6 +142,7 @@ def submitted_request(cast: Cast, version: ModelVersion | None = None, to: Endpo
         model_version=version or ready_version(cast),
         endpoint=to or endpoint(cast),
         justification="It is better.",
+        initial_weight=initial_weight,
     )
 
 
@@ -141,9 +162,11 @@ def sign(cast: Cast, request: PromotionRequest, decision: Decision = Decision.AP
     return promotions.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
 
 
-def live_request(cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None) -> PromotionRequest:
+def live_request(
+    cast: Cast, version: ModelVersion | None = None, to: Endpoint | None = None, *, initial_weight: int = 100
+) -> PromotionRequest:
     """An approved request that the controller has put into the manifest."""
-    request = submitted_request(cast, version, to)
+    request = submitted_request(cast, version, to, initial_weight=initial_weight)
     sign(cast, request)
     promotions.apply_promotions()
     return PromotionRequest.objects.with_names().get(pk=request.pk)

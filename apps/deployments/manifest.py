@@ -15,11 +15,15 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from apps.accounts.models import ApiToken
-from apps.deployments.models import Deployment, Endpoint, ServingManifest
+from apps.deployments.models import Deployment, DeploymentRole, Endpoint, Guardrail, ServingManifest
 from inference.contracts import (
     MANIFEST_CHANNEL,
     DeploymentEntry,
     EndpointEntry,
+    GuardrailAction,
+    GuardrailRule,
+    Limits,
+    LogSettings,
     Role,
     Signature,
     TokenEntry,
@@ -80,6 +84,7 @@ def _entries(now: datetime) -> tuple[EndpointEntry, ...]:
     pepper = settings.INSTALLATION.secret("token_pepper").encode()
     console = TokenEntry(CONSOLE_TOKEN_ID, token_digest(console_token(), pepper), None)
     deployments = _deployments(now)
+    endpoints = Endpoint.objects.select_related("team").prefetch_related("guardrails").order_by("name")
     tokens = _tokens()
     return tuple(
         EndpointEntry(
@@ -88,19 +93,39 @@ def _entries(now: datetime) -> tuple[EndpointEntry, ...]:
             team=endpoint.team.slug,
             deployments=tuple(deployments[endpoint.pk]),
             access=(console, *tokens[endpoint.team_id]),
+            sticky_header=endpoint.sticky_header or None,
+            sticky_input=endpoint.sticky_input or None,
+            guardrails=tuple(guardrail_rule(row) for row in endpoint.guardrails.all()),
+            limits=_limits(endpoint),
+            log=LogSettings(endpoint.is_log_strict, endpoint.payload_cap_bytes, tuple(endpoint.redacted)),
         )
-        for endpoint in Endpoint.objects.select_related("team").order_by("name")
+        for endpoint in endpoints
         if endpoint.pk in deployments
+    )
+
+
+def guardrail_rule(row: Guardrail) -> GuardrailRule:
+    """A rule as the inference service knows it."""
+    return GuardrailRule(row.name, row.requires, cast(GuardrailAction, row.action), row.fallback)
+
+
+def _limits(endpoint: Endpoint) -> Limits:
+    return Limits(
+        queue_rows=endpoint.queue_rows,
+        timeout_ms=endpoint.timeout_ms,
+        batch_rows=endpoint.batch_rows,
+        memory_mb=endpoint.memory_mb,
+        cpu_cores=endpoint.cpu_cores,
     )
 
 
 def _deployments(now: datetime) -> dict[int, list[DeploymentEntry]]:
     """What serves, and what served until a moment ago and stays warm for a rollback, by endpoint."""
-    rows = Deployment.objects.select_related("model_version__model", "model_version__artifact").order_by("-id")
+    rows = Deployment.objects.with_versions().order_by("-id")
     entries: dict[int, list[DeploymentEntry]] = defaultdict(list)
     for deployment in rows.active():
         entries[deployment.endpoint_id].append(_entry(deployment, is_active=True))
-    for deployment in rows.retired_since(now - _WARM_FOR):
+    for deployment in rows.retired_since(now - _WARM_FOR).exclude(role=DeploymentRole.SHADOW):
         loaded = entries.get(deployment.endpoint_id, [])
         digest = deployment.model_version.artifact.sha256
         if loaded and all(entry.artifact_digest != digest for entry in loaded):

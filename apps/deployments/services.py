@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from django.db import IntegrityError, transaction
@@ -13,6 +14,7 @@ from apps.core.errors import Conflict
 from apps.deployments import client
 from apps.deployments.manifest import publish_manifest
 from apps.deployments.models import Deployment, DeploymentRole, Endpoint
+from apps.deployments.traffic import Split, check_canary, check_fit, check_shadow, check_weights
 from apps.registry.models import ModelVersion
 
 MAX_ENDPOINTS_PER_TEAM: Final = 2_000
@@ -37,32 +39,61 @@ def create_endpoint(actor: Actor, *, team: Any, name: str, description: str = ""
 
 @transaction.atomic
 def deploy_version(
-    actor: Actor, *, endpoint: Endpoint, model_version: ModelVersion, promotion_request_id: int
+    actor: Actor,
+    *,
+    endpoint: Endpoint,
+    model_version: ModelVersion,
+    promotion_request_id: int,
+    initial_weight: int = 100,
 ) -> Deployment:
-    """Make a version the endpoint's champion. The caller has the approval; its id goes into the manifest."""
+    """Make a version the endpoint's champion, or a canary if it starts with less than everything.
+
+    The caller has the approval; its id goes into the manifest. Raises ``Conflict`` where the version does not fit.
+    """
+    endpoint = _locked(endpoint)
+    check_fit(endpoint, model_version)
+    if initial_weight < 100:
+        check_canary(endpoint, model_version, weight=initial_weight)
     return _activate(
         actor,
         action="deployment.activated",
-        endpoint=Endpoint.objects.select_for_update().get(pk=endpoint.pk),
+        endpoint=endpoint,
         model_version=model_version,
         promotion_request_id=promotion_request_id,
+        weight=initial_weight,
     )
 
 
 @transaction.atomic
-def roll_back(actor: Actor, *, endpoint: Endpoint, expected_deployment_id: int | None = None) -> Deployment:
-    """Put the version that served before back into service; its approval still stands, so none is needed.
+def roll_back(
+    actor: Actor,
+    *,
+    endpoint: Endpoint,
+    expected_deployment_id: int | None = None,
+    expected_split: str | None = None,
+) -> Deployment:
+    """Go back one step; returns the champion then. Approvals still stand, so none is needed.
 
-    ``expected_deployment_id`` is the champion that the person saw: if another one serves by now, nothing happens.
+    Beside canaries that means to take them out: the champion answers everything again. Without any, the version that
+    served before answers again. ``expected_deployment_id`` is the champion and ``expected_split`` the
+    ``Split.state`` that the person saw: if it is another one by now, nothing happens.
     """
     actor.require("deployments.operate")
-    endpoint = Endpoint.objects.select_for_update().get(pk=endpoint.pk)
-    current = current_champion(endpoint)
-    previous = rollback_target(endpoint)
-    if current is None or previous is None:
+    endpoint = _locked(endpoint)
+    split = Split.of(endpoint)
+    champion, previous = split.champion, rollback_target(endpoint)
+    if champion is not None and expected_deployment_id not in (None, champion.pk):
+        raise Conflict(f"{champion.model_version} serves by now. Look at the page again before you roll back.")
+    split.require_seen(expected_split)
+    if champion is not None and split.canaries:
+        _apply_weights(
+            actor, "deployment.rolled_back", endpoint, {row.pk: 0 for row in split.canaries} | {champion.pk: 100}
+        )
+        answering: Deployment = Deployment.objects.with_versions().get(pk=champion.pk)
+        return answering
+    if champion is None or previous is None:
         raise Conflict("There is no earlier version to go back to.")
-    if expected_deployment_id is not None and current.pk != expected_deployment_id:
-        raise Conflict(f"{current.model_version} serves by now. Look at the page again before you roll back.")
+    check_fit(endpoint, previous.model_version)
     return _activate(
         actor,
         action="deployment.rolled_back",
@@ -72,49 +103,134 @@ def roll_back(actor: Actor, *, endpoint: Endpoint, expected_deployment_id: int |
     )
 
 
-def _activate(
-    actor: Actor, *, action: str, endpoint: Endpoint, model_version: ModelVersion, promotion_request_id: int
-) -> Deployment:
-    """Retire the champion, activate the next one and tell the replicas, all or nothing."""
-    now = timezone.now()
-    current = current_champion(endpoint)
-    if current is not None:
-        current.retired_at = now
-        current.save(update_fields=["retired_at"])
+@transaction.atomic
+def change_split(
+    actor: Actor, *, endpoint: Endpoint, weights: Mapping[int, int], expected_split: str | None = None
+) -> Split:
+    """Give the versions that answer other shares, by deployment id.
+
+    0 takes a canary out; it comes back by a new request only. 100 for a canary makes it the champion, and all others
+    retire. ``expected_split`` is the ``Split.state`` that the person saw: if it is another one by now, nothing happens.
+    """
+    actor.require("deployments.operate")
+    endpoint = _locked(endpoint)
+    split = Split.of(endpoint)
+    split.require_seen(expected_split)
+    check_weights(split, weights)
+    if {row.pk: row.weight for row in split.answering} != dict(weights):
+        _apply_weights(actor, "traffic.changed", endpoint, weights)
+    return Split.of(endpoint)
+
+
+@transaction.atomic
+def add_shadow(actor: Actor, *, endpoint: Endpoint, model_version: ModelVersion) -> Deployment:
+    """Send a version copies of the requests. It answers nobody, so it needs no approval."""
+    actor.require("deployments.operate")
+    endpoint = _locked(endpoint)
+    check_shadow(endpoint, model_version)
     deployment = Deployment.objects.create(
         endpoint=endpoint,
         model_version=model_version,
-        role=DeploymentRole.CHAMPION,
+        role=DeploymentRole.SHADOW,
+        weight=0,
+        activated_by=actor.name,
+        activated_at=timezone.now(),
+    )
+    after = {"model_version": str(model_version), "artifact_digest": model_version.artifact.sha256}
+    record(actor, "shadow.added", endpoint, team=endpoint.team, after=after | _published())
+    return deployment
+
+
+@transaction.atomic
+def remove_shadow(actor: Actor, *, endpoint: Endpoint, deployment_id: int) -> None:
+    """Send a version no more copies. Raises ``Conflict`` if it gets none."""
+    actor.require("deployments.operate")
+    endpoint = _locked(endpoint)
+    shadow = endpoint.deployments.active().shadows().with_versions().filter(pk=deployment_id).first()
+    if shadow is None:
+        raise Conflict("This shadow is gone already.")
+    _retire([shadow])
+    before = {"model_version": str(shadow.model_version)}
+    record(actor, "shadow.removed", endpoint, team=endpoint.team, before=before, after=_published())
+
+
+def _locked(endpoint: Endpoint) -> Endpoint:
+    """The endpoint's row, locked: what is on it changes one at a time."""
+    locked: Endpoint = Endpoint.objects.select_for_update(of=("self",)).select_related("team").get(pk=endpoint.pk)
+    return locked
+
+
+def _published() -> dict[str, Any]:
+    """Tell the replicas; the generation belongs into the audit event."""
+    manifest = publish_manifest()
+    return {"generation": manifest.generation if manifest else None}
+
+
+def _activate(
+    actor: Actor,
+    *,
+    action: str,
+    endpoint: Endpoint,
+    model_version: ModelVersion,
+    promotion_request_id: int | None,
+    weight: int = 100,
+) -> Deployment:
+    """Put a version on the endpoint, make room for it and tell the replicas, all or nothing."""
+    split = Split.of(endpoint)
+    before = {
+        "model_version": str(split.champion.model_version) if split.champion else None,
+        "split": split.as_document(),
+    }
+    is_canary = weight < 100 and split.champion is not None and split.champion.model_version_id != model_version.pk
+    replaced = [row for row in (*split.answering, *split.shadows) if row.model_version_id == model_version.pk]
+    _retire(replaced if is_canary else [*replaced, *split.answering])
+    if is_canary and split.champion is not None:
+        others = endpoint.deployments.active().filter(role=DeploymentRole.CANARY)
+        split.champion.weight = 100 - weight - sum(row.weight for row in others)
+        split.champion.save(update_fields=["weight"])
+    deployment = Deployment.objects.create(
+        endpoint=endpoint,
+        model_version=model_version,
+        role=DeploymentRole.CANARY if is_canary else DeploymentRole.CHAMPION,
+        weight=weight if is_canary else 100,
         promotion_request_id=promotion_request_id,
         is_rollback=action == "deployment.rolled_back",
         activated_by=actor.name,
-        activated_at=now,
+        activated_at=timezone.now(),
     )
-    manifest = publish_manifest()
-    record(
-        actor,
-        action,
-        endpoint,
-        team=endpoint.team,
-        before={"model_version": str(current.model_version) if current else None},
-        after={
-            "model_version": str(model_version),
-            "artifact_digest": model_version.artifact.sha256,
-            "promotion_request_id": promotion_request_id,
-            "generation": manifest.generation if manifest else None,
-        },
-    )
+    after = {
+        "model_version": str(model_version),
+        "artifact_digest": model_version.artifact.sha256,
+        "promotion_request_id": promotion_request_id,
+        "split": Split.of(endpoint).as_document(),
+    }
+    record(actor, action, endpoint, team=endpoint.team, before=before, after=after | _published())
     return deployment
+
+
+def _apply_weights(actor: Actor, action: str, endpoint: Endpoint, weights: Mapping[int, int]) -> None:
+    """Write a split that was checked, retire what has no share in it, and tell the replicas."""
+    split = Split.of(endpoint)
+    before = {"split": split.as_document()}
+    _retire([row for row in split.answering if weights[row.pk] == 0])
+    for row in split.answering:
+        if weights[row.pk]:
+            row.weight = weights[row.pk]
+            row.role = DeploymentRole.CHAMPION if row.weight == 100 else row.role
+            row.save(update_fields=["weight", "role"])
+    after = {"split": Split.of(endpoint).as_document()} | _published()
+    record(actor, action, endpoint, team=endpoint.team, before=before, after=after)
+
+
+def _retire(rows: Iterable[Deployment]) -> None:
+    """End some deployments. Those that answered stay loaded for a while, for a rollback."""
+    Deployment.objects.filter(pk__in=[row.pk for row in rows]).update(retired_at=timezone.now())
 
 
 def current_champion(endpoint: Endpoint) -> Deployment | None:
     """What is to answer now."""
-    return (
-        endpoint.deployments.active()
-        .champions()
-        .select_related("model_version__model", "model_version__artifact")
-        .first()
-    )
+    champion: Deployment | None = endpoint.deployments.active().champions().with_versions().first()
+    return champion
 
 
 def rollback_target(endpoint: Endpoint) -> Deployment | None:
@@ -125,11 +241,7 @@ def rollback_target(endpoint: Endpoint) -> Deployment | None:
     current = current_champion(endpoint)
     if current is None:
         return None
-    history = (
-        endpoint.deployments.champions()
-        .exclude(model_version_id=current.model_version_id)
-        .select_related("model_version__model", "model_version__artifact")
-    )
+    history = endpoint.deployments.champions().exclude(model_version_id=current.model_version_id).with_versions()
     first = (
         endpoint.deployments.champions()
         .filter(model_version_id=current.model_version_id, promotion_request_id=current.promotion_request_id)

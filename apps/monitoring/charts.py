@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter, methodcaller
@@ -13,6 +13,7 @@ from apps.monitoring.traffic import Sample
 
 MAX_TABLE_ROWS: Final = 60
 _OTHERS: Final = ("c2", "c3", "c4", "c5", "c6")
+_COLOURS: Final = ("c1", *_OTHERS)
 _PERCENTILES: Final = ((0.5, "p50", 0.5), (0.95, "p95", 0.75), (0.99, "p99", 1.0))  # quantile, name, opacity
 _SPARK_SIZE: Final = (96, 24)
 
@@ -63,6 +64,26 @@ def live_charts(
         {"id": "live-latency", "title": "Latency", "figure": _latency(drawn, grid, layout)},
         {"id": "live-errors", "title": "Errors", "figure": _errors(drawn, grid, layout)},
     ]
+
+
+def violation_chart(grid: Sequence[datetime], by_rule: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Rows per step that violated each rule; at most as many rules as there are colours, the most violated first."""
+    ordered = sorted(by_rule, key=lambda rule: -sum(by_rule[rule]))[: len(_COLOURS)]
+    traces = [
+        {
+            "type": "bar",
+            "name": rule,
+            "x": [_stamp(at) for at in grid],
+            "y": list(by_rule[rule]),
+            "marker": {"color": colour},
+        }
+        for rule, colour in zip(ordered, _COLOURS, strict=False)
+    ]
+    total = sum(sum(counts) for counts in by_rule.values())
+    summary = f"{total:,} violations in the last 24 hours." if total else "No row violated a rule in the last 24 hours."
+    values: list[list[float | None]] = [[count or None for count in by_rule[rule]] for rule in ordered]
+    layout = _layout([], grid) | {"barmode": "stack"}
+    return _figure(traces, layout, "rows in 10 minutes", summary, ordered, values, grid)
 
 
 def sparkline(rates: Sequence[float]) -> str:

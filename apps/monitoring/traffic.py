@@ -33,7 +33,7 @@ SELECT endpoint_id, date_bin(make_interval(secs => %s), second, 'epoch') AS step
        sum(requests)::bigint, sum(errors)::bigint,
        coalesce(sum(requests) FILTER (WHERE second >= %s), 0)::bigint, ARRAY[{_HISTOGRAM_SUMS}]
 FROM monitoring_metricrollup
-WHERE endpoint_id = ANY(%s) AND second >= %s AND second < %s
+WHERE endpoint_id = ANY(%s) AND NOT is_shadow AND second >= %s AND second < %s
 GROUP BY endpoint_id, step
 ORDER BY endpoint_id, step
 """  # noqa: S608

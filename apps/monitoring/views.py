@@ -16,11 +16,12 @@ from apps.core.pagination import KeysetPage
 from apps.core.permissions import require
 from apps.deployments.manifest import CONSOLE_TOKEN_ID
 from apps.deployments.models import Deployment, Endpoint
-from apps.monitoring.charts import sparkline
+from apps.monitoring.charts import sparkline, violation_chart
 from apps.monitoring.forms import LogFilterForm
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, is_intact, read_log
 from apps.monitoring.traffic import endpoint_totals
+from apps.monitoring.violations import violations
 
 _OVERVIEW_SPAN: Final = timedelta(hours=1)
 _MAX_ENDPOINTS: Final = 50
@@ -59,6 +60,20 @@ def endpoint_live(request: HttpRequest, name: str) -> HttpResponse:
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
     context = live_context(endpoint, Window.named(request.GET.get("window", "")))
     return render(request, "monitoring/endpoint_live.html", context, fragment="monitoring/_traffic.html")
+
+
+@require_GET
+@require("team.view")
+def guardrail_counts(request: HttpRequest, name: str) -> HttpResponse:
+    """The endpoint's guardrails with what each of them has counted; the fragment polls itself."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    rules = list(endpoint.guardrails.all())
+    grid, counted = violations(endpoint, [rule.name for rule in rules])
+    for rule in rules:
+        rule.last_hour, rule.last_day = counted[rule.name].last_hour, counted[rule.name].last_day
+    chart = violation_chart(grid, {name: one.by_step for name, one in counted.items()})
+    context = {"endpoint": endpoint, "rules": rules, "counts": True, "chart": chart}
+    return render(request, "monitoring/guardrail_counts.html", context, fragment="monitoring/_guardrails.html")
 
 
 @require_GET

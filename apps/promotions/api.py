@@ -47,6 +47,7 @@ class PromotionRequestSerializer(serializers.ModelSerializer[PromotionRequest]):
             "state",
             "rollout",
             "rollout_message",
+            "initial_weight",
             "justification",
             "artifact_digest",
             "evidence_digest",
@@ -74,6 +75,7 @@ class NewPromotionSerializer(serializers.Serializer[Any]):
     model = serializers.CharField(max_length=63)
     model_version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     justification = serializers.CharField(max_length=4_000)
+    initial_weight = serializers.IntegerField(min_value=1, max_value=100, default=100)
 
 
 class PromotionRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
@@ -114,6 +116,7 @@ class PromotionRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, 
             model_version=model_version,
             endpoint=endpoint,
             justification=wanted["justification"],
+            initial_weight=wanted["initial_weight"],
         )
         return Response(self.get_serializer(promotion).data, status=status.HTTP_201_CREATED)
 

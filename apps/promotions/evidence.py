@@ -16,11 +16,14 @@ _MAX_RUNS = 20
 _MAX_LOAD_TESTS = 5
 
 
-def collect_evidence(*, model_version: ModelVersion, endpoint: Endpoint, champion: Deployment | None) -> dict[str, Any]:
-    """Everything known about the version, and about the one it would replace, as a JSON document."""
+def collect_evidence(
+    *, model_version: ModelVersion, endpoint: Endpoint, champion: Deployment | None, initial_weight: int
+) -> dict[str, Any]:
+    """What is asked for, and everything known about the version and the one it would replace, as a JSON document."""
     return {
         "format": "countersign/evidence/v1",
         "endpoint": endpoint.name,
+        "initial_weight": initial_weight,
         "candidate": version_evidence(model_version),
         "champion": version_evidence(champion.model_version) if champion else None,
     }

@@ -15,6 +15,14 @@ class PromotionForm(forms.Form):
     """Where to promote a version, and why."""
 
     endpoint = forms.ModelChoiceField(queryset=Endpoint.objects.none(), empty_label="Choose an endpoint")
+    initial_weight = forms.IntegerField(
+        label="Share of the traffic to start with, %",
+        initial=100,
+        min_value=1,
+        max_value=100,
+        help_text="100: it becomes the champion. Less: it starts as a canary beside the champion, and an operator"
+        " raises its share. The approval binds it.",
+    )
     justification = forms.CharField(
         label="Why",
         max_length=4_000,

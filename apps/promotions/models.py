@@ -75,15 +75,19 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
 
 
 class PromotionRequest(models.Model):
-    """A request to make one version the champion of one endpoint, on evidence frozen when it was made."""
+    """A request to have one version answer on one endpoint, on evidence frozen when it was made.
+
+    With 100 % it becomes the champion when approved; with less it starts as a canary, and operators raise its share.
+    """
 
     team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="promotion_requests")
     endpoint = models.ForeignKey("deployments.Endpoint", on_delete=models.PROTECT, related_name="promotion_requests")
     model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="promotion_requests")
     state = models.CharField(max_length=12, choices=RequestState.choices, default=RequestState.SUBMITTED)
     rollout = models.CharField(max_length=10, choices=RolloutState.choices, default=RolloutState.WAITING)
-    rollout_message = models.CharField(max_length=300, blank=True)
+    rollout_message = models.CharField(max_length=500, blank=True)
     deployment_id = models.BigIntegerField(null=True)
+    initial_weight = models.PositiveSmallIntegerField(default=100)
     justification = models.TextField(max_length=4_000)
     artifact_digest = models.CharField(max_length=64)
     evidence = models.JSONField()
@@ -107,6 +111,9 @@ class PromotionRequest(models.Model):
             models.CheckConstraint(
                 condition=models.Q(state="APPROVED") | ~models.Q(rollout__in=("QUEUED", "APPLYING", "LIVE")),
                 name="promotion_rollout_needs_approval",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(initial_weight__gte=1, initial_weight__lte=100), name="promotion_weight_in_per_cent"
             ),
         )
         indexes = (

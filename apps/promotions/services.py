@@ -13,9 +13,10 @@ from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotAllowed
-from apps.deployments.models import Deployment, Endpoint
+from apps.deployments.models import Deployment, DeploymentRole, Endpoint
 from apps.deployments.observed import observe
 from apps.deployments.services import current_champion, deploy_version
+from apps.deployments.traffic import Split, check_canary, check_fit
 from apps.promotions.evidence import collect_evidence, digest_of
 from apps.promotions.models import (
     APPROVAL_LIFETIME,
@@ -34,25 +35,34 @@ logger = logging.getLogger(__name__)
 
 @transaction.atomic
 def request_promotion(
-    actor: Actor, *, team: Any, model_version: ModelVersion, endpoint: Endpoint, justification: str
+    actor: Actor,
+    *,
+    team: Any,
+    model_version: ModelVersion,
+    endpoint: Endpoint,
+    justification: str,
+    initial_weight: int = 100,
 ) -> PromotionRequest:
-    """Ask for a version to become an endpoint's champion; freezes the evidence as it stands now."""
+    """Ask for a version to answer on an endpoint; freezes the evidence as it stands now.
+
+    ``initial_weight`` is its share of the traffic in per cent when it starts: 100 for a champion, less for a canary.
+    """
     actor.require("promotions.request")
-    if model_version.state != ModelVersionState.READY:
-        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be promoted.")
-    champion = current_champion(endpoint)
-    if champion is not None and champion.model_version_id == model_version.pk:
-        raise Conflict(f"{model_version} serves on {endpoint.name} already.", field="endpoint")
     # Locked, so that of two requests at once the second one sees the first.
-    Endpoint.objects.select_for_update().get(pk=endpoint.pk)
-    if PromotionRequest.objects.submitted().filter(endpoint=endpoint, model_version=model_version).exists():
-        raise Conflict(f"There is an open request for {model_version} on {endpoint.name} already.", field="endpoint")
-    evidence = collect_evidence(model_version=model_version, endpoint=endpoint, champion=champion)
+    endpoint = Endpoint.objects.select_for_update().get(pk=endpoint.pk)
+    _require_requestable(model_version, endpoint, initial_weight)
+    evidence = collect_evidence(
+        model_version=model_version,
+        endpoint=endpoint,
+        champion=current_champion(endpoint),
+        initial_weight=initial_weight,
+    )
     now = timezone.now()
     request = PromotionRequest.objects.create(
         team=team,
         endpoint=endpoint,
         model_version=model_version,
+        initial_weight=initial_weight,
         justification=justification,
         artifact_digest=model_version.artifact.sha256,
         evidence=evidence,
@@ -65,9 +75,34 @@ def request_promotion(
     request.refresh_from_db(fields=["evidence"])
     request.evidence_digest = digest_of(request.evidence)
     request.save(update_fields=["evidence_digest"])
-    after = {"artifact_digest": request.artifact_digest, "evidence_digest": request.evidence_digest}
+    after = {
+        "artifact_digest": request.artifact_digest,
+        "evidence_digest": request.evidence_digest,
+        "initial_weight": initial_weight,
+    }
     record(actor, "promotion.submitted", request, team=team, after=after, reason=justification)
     return request
+
+
+def _require_requestable(model_version: ModelVersion, endpoint: Endpoint, initial_weight: int) -> None:
+    """Raise ``Conflict`` or ``DomainError`` for what could not be put into service as things stand."""
+    if model_version.state != ModelVersionState.READY:
+        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be promoted.")
+    if not 1 <= initial_weight <= 100:
+        raise DomainError("The share to start with is from 1 to 100 %.", field="initial_weight")
+    split = Split.of(endpoint)
+    if any(row.model_version_id == model_version.pk for row in split.canaries):
+        raise Conflict(
+            f"{model_version} is approved and a canary on {endpoint.name} already: an operator raises its share.",
+            field="endpoint",
+        )
+    if split.champion is not None and split.champion.model_version_id == model_version.pk:
+        raise Conflict(f"{model_version} serves on {endpoint.name} already.", field="endpoint")
+    if PromotionRequest.objects.submitted().filter(endpoint=endpoint, model_version=model_version).exists():
+        raise Conflict(f"There is an open request for {model_version} on {endpoint.name} already.", field="endpoint")
+    check_fit(endpoint, model_version)
+    if initial_weight < 100:
+        check_canary(endpoint, model_version, weight=initial_weight)
 
 
 def why_not_review(actor: Actor, request: PromotionRequest) -> str:
@@ -208,25 +243,36 @@ def _apply(pk: int) -> None:
 def _start_rollout(request: PromotionRequest) -> None:
     actor = Actor.system("controller")
     review = request.reviews.get(decision=Decision.APPROVED)
-    bound = (review.artifact_digest, review.evidence_digest)
-    current = (request.model_version.artifact.sha256, digest_of(request.evidence))
+    bound = (review.artifact_digest, review.evidence_digest, request.evidence.get("initial_weight", 100))
+    current = (request.model_version.artifact.sha256, digest_of(request.evidence), request.initial_weight)
     if bound != current or request.model_version.state != ModelVersionState.READY:
         message = "What was approved is not what is stored any more. The approval is void: make a new request."
         _set_rollout(actor, request, RolloutState.FAILED, message)
         return
-    deployment = deploy_version(
-        actor, endpoint=request.endpoint, model_version=request.model_version, promotion_request_id=request.pk
-    )
+    try:
+        deployment = deploy_version(
+            actor,
+            endpoint=request.endpoint,
+            model_version=request.model_version,
+            promotion_request_id=request.pk,
+            initial_weight=request.initial_weight,
+        )
+    except DomainError as error:
+        # What the endpoint says by now leaves no place for the version: a person has to look at both again.
+        message = f"{error.message} This approval ends here: make a new request then."
+        _set_rollout(actor, request, RolloutState.FAILED, message)
+        return
     request.deployment_id = deployment.pk
     _set_rollout(actor, request, RolloutState.APPLYING, "Inference is loading the version.")
 
 
 def _follow_rollout(request: PromotionRequest) -> None:
     actor = Actor.system("controller")
-    started = Deployment.objects.active().filter(pk=request.deployment_id or 0)
-    deployment: Deployment | None = started.first()
-    if deployment is None:
-        _set_rollout(actor, request, RolloutState.ENDED, "Another version took its place.")
+    deployment = Deployment.objects.get(pk=request.deployment_id or 0)
+    if deployment.retired_at is not None:
+        was_canary = deployment.role == DeploymentRole.CANARY
+        message = "It was taken out of the traffic." if was_canary else "Another version took its place."
+        _set_rollout(actor, request, RolloutState.ENDED, message)
         return
     seen = observe(deployment)
     if request.rollout == RolloutState.LIVE:
@@ -240,7 +286,7 @@ def _follow_rollout(request: PromotionRequest) -> None:
 
 
 def _set_rollout(actor: Actor, request: PromotionRequest, rollout: RolloutState, message: str) -> None:
-    request.rollout, request.rollout_message = rollout, message[:300]
+    request.rollout, request.rollout_message = rollout, message[:500]
     request.save(update_fields=["rollout", "rollout_message", "deployment_id", "applied_at"])
     actions = {
         RolloutState.APPLYING: "promotion.rollout_started",

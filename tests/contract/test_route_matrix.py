@@ -18,6 +18,8 @@ from rest_framework.test import APIClient
 from apps.accounts.models import ApiToken
 from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
+from apps.deployments.configuration import add_guardrail
+from apps.deployments.services import add_shadow
 from tests import builders
 from tests.conftest import Cast
 
@@ -79,8 +81,17 @@ ROUTES: dict[str, dict[str, str]] = {
     "deployments:endpoint-state": {"GET": "team.view"},
     "deployments:endpoint-try": {"GET": "deployments.predict", "POST": "deployments.predict"},
     "deployments:endpoint-rollback": {"POST": "deployments.operate"},
+    "deployments:endpoint-traffic": {"GET": "team.view", "POST": "deployments.operate"},
+    "deployments:shadow-add": {"POST": "deployments.operate"},
+    "deployments:shadow-remove": {"POST": "deployments.operate"},
+    "deployments:endpoint-settings": {"GET": "team.view", "POST": "deployments.operate"},
+    "deployments:guardrail-list": {"GET": "team.view"},
+    "deployments:guardrail-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
+    "deployments:guardrail-edit": {"GET": "deployments.operate", "POST": "deployments.operate"},
+    "deployments:guardrail-remove": {"POST": "deployments.operate"},
     "monitoring:overview": {"GET": "team.view"},
     "monitoring:endpoint-live": {"GET": "team.view"},
+    "monitoring:guardrail-counts": {"GET": "team.view"},
     "monitoring:prediction-list": {"GET": "team.view"},
     "monitoring:prediction-detail": {"GET": "team.view"},
     "promotions:inbox": {"GET": "team.view"},
@@ -110,6 +121,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:endpoint-detail": {"GET": "team.view"},
     "api:endpoint-deployments": {"GET": "team.view"},
     "api:endpoint-rollback": {"POST": "deployments.operate"},
+    "api:endpoint-traffic": {"GET": "team.view", "PUT": "deployments.operate"},
+    "api:endpoint-shadow-list": {"POST": "deployments.operate"},
+    "api:endpoint-shadow-detail": {"DELETE": "deployments.operate"},
+    "api:endpoint-settings": {"GET": "team.view", "PATCH": "deployments.operate"},
+    "api:guardrail-list": {"GET": "team.view", "POST": "deployments.operate"},
+    "api:guardrail-detail": {"PUT": "deployments.operate", "DELETE": "deployments.operate"},
     "api:prediction-list": {"GET": "team.view"},
     "api:prediction-detail": {"GET": "team.view"},
     "api:promotion-list": {"GET": "team.view", "POST": "promotions.request"},
@@ -173,6 +190,9 @@ def world(cast: Cast) -> World:
     load_test = builders.started_load_test(cast, run.model_version)
     request = builders.live_request(cast)
     open_request = builders.submitted_request(cast)
+    operator = cast.actor("operator")
+    shadow = add_shadow(operator, endpoint=request.endpoint, model_version=builders.ready_version(cast))
+    rule = add_guardrail(operator, endpoint=request.endpoint, name="bounded", requires="y[0] < 1e6", action="flag")
     version = request.model_version
     _, secret = invite_member(cast.actor("admin"), team=cast.team, email="new@example.com", roles=[Role.ANALYST])
     cast.token("data_scientist")
@@ -221,6 +241,15 @@ def world(cast: Cast) -> World:
             "endpoint-detail.name": request.endpoint.name,
             "endpoint-deployments.name": request.endpoint.name,
             "endpoint-rollback.name": request.endpoint.name,
+            "endpoint-traffic.name": request.endpoint.name,
+            "endpoint-shadow-list.name": request.endpoint.name,
+            "endpoint-shadow-detail.name": request.endpoint.name,
+            "endpoint-settings.name": request.endpoint.name,
+            "deployment_id": shadow.pk,
+            "shadow-remove.pk": shadow.pk,
+            "guardrail-edit.pk": rule.pk,
+            "guardrail-remove.pk": rule.pk,
+            "guardrail-detail.rule": rule.name,
             "audit-event-detail.seq": event.seq if event else 0,
         },
     )

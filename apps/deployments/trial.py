@@ -1,0 +1,94 @@
+"""Trying a guardrail on one row that a person wrote down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from apps.core.errors import DomainError
+from inference.contracts import Signature, TensorSpec
+from inference.datatypes import V2_DATATYPES, Array
+from inference.guardrails import Expression, RuleRejected, has_rows
+
+_WRITABLE: Final = 64  # elements
+
+
+def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
+    """Whether an expression holds for a row: values by tensor name (or ``input.name``), null is NaN.
+
+    Raises ``DomainError`` for an expression that does not fit the model, and for a row that does not.
+    """
+    try:
+        expression = Expression(requires, signature)
+    except RuleRejected as error:
+        raise DomainError(str(error), field="requires") from error
+    tensors = {
+        (side, spec.name): _row(row[key], spec, is_batch=has_rows(signature))
+        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
+        for spec in specs
+        for key in (f"{side}.{spec.name}", spec.name)
+        if key in row
+    }
+    try:
+        with np.errstate(all="ignore"):
+            return bool(np.all(expression.evaluate(tensors)))
+    except KeyError as error:
+        side, name = error.args[0]
+        raise DomainError(f"The rule reads the {side} “{name}”: give it a value, too.", field="sample") from error
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return False  # as in service: what cannot be checked does not hold
+
+
+def require_computable(requires: str, signature: Signature) -> None:
+    """Raise ``DomainError`` if no row at all can be checked: in service such a rule would refuse every request."""
+    row = {
+        (side, spec.name): _filled(spec, is_batch=has_rows(signature))[np.newaxis]
+        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
+        for spec in specs
+    }
+    try:
+        with np.errstate(all="ignore"):
+            Expression(requires, signature).evaluate(row)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise DomainError(
+            "This puts tensors of different sizes side by side. Use an index, as in x[0], or all(…), any(…), sum(…).",
+            field="requires",
+        ) from error
+
+
+def example_row(signature: Signature) -> dict[str, Any]:
+    """A row that fits, of all tensors that a person could write down: zeros, empty texts, false."""
+
+    names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
+    row = {}
+    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            filled = _filled(spec, is_batch=has_rows(signature))
+            key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
+            if filled.size <= _WRITABLE:
+                row[key] = filled.item() if filled.size == 1 else filled.tolist()
+    return row
+
+
+def _filled(spec: TensorSpec, *, is_batch: bool) -> Array:
+    """One row of a tensor: zeros, empty texts, false; free dimensions have one element."""
+    shape = spec.shape[1:] if is_batch else spec.shape
+    filler: Any = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
+    return np.full([abs(size) for size in shape], filler, V2_DATATYPES[spec.datatype])
+
+
+def _row(value: Any, spec: TensorSpec, *, is_batch: bool) -> Array:
+    """One row of a tensor, with the dimension that counts the rows in front."""
+    shape = spec.shape[1:] if is_batch else spec.shape
+    try:
+        array = np.asarray(value, V2_DATATYPES[spec.datatype])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DomainError(f"The value of “{spec.name}” is not {spec.datatype}.", field="sample") from error
+    if math.prod(abs(size) for size in shape) == array.size:
+        array = array.reshape([abs(size) for size in shape])
+    if array.ndim != len(shape) or any(want not in (-1, size) for want, size in zip(shape, array.shape, strict=True)):
+        raise DomainError(f"A row of “{spec.name}” has the shape {list(shape)}.", field="sample")
+    return array[np.newaxis]
