@@ -415,9 +415,16 @@ def _write_requests(folder: Path, requests: Sequence[bytes]) -> Path:
 
 
 def _yield_to_others(pid: int) -> None:
-    """Lower the priority of a process just started, and so of those that it will start."""
+    """Lower the priority of a process just started, and so of those that it will start.
+
+    Where Linux shares processors between sessions before it shares them between processes (autogroup), a process's own
+    value counts for nothing beyond its session. A job has a session to itself, which then steps back as a whole.
+    """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, max(NICENESS, os.getpriority(os.PRIO_PROCESS, pid)))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _high_water_mark(pid: int) -> int:

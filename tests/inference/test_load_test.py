@@ -131,6 +131,9 @@ run_load_test(tested, requests, LoadPlan(5.0, 4), folder=folder, progress=lambda
     generators = [one for one in psutil.Process(job.pid).children() if "inference.load_generator" in one.cmdline()]
     assert len(generators) == 1
     assert len(started) >= 3
+    assert min(one.nice() for one in [*started, *generators]) == 10
+    with contextlib.suppress(FileNotFoundError):  # not every kernel has it
+        assert Path(f"/proc/{generators[0].pid}/autogroup").read_text().endswith("nice 10\n")
     os.killpg(job.pid, signal.SIGKILL)
     job.wait(10)
     wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in [*started, *generators]))
