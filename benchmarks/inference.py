@@ -10,16 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
 from benchmarks.load import LOAD_CORE, CannotMeasure, Measurement, check_machine
-from benchmarks.models import make_model
-from benchmarks.servers import PEER_SERVERS, Contestant, Countersign, Limit, Yardstick
+from benchmarks.models import Model, make_model
+from benchmarks.servers import PEER_DIALECTS, Contestant, Countersign, Limit, Peer, Yardstick
 from benchmarks.service import Service
 
 CONNECTIONS: Final = 32
@@ -74,18 +77,21 @@ class Runs:
 def main() -> int:
     """Run the chosen benches."""
     choice = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the clean-up
     try:
         check_machine()
     except CannotMeasure as problem:
         print(problem, file=sys.stderr)
         return 1
+    others = [Limit(), Yardstick(), *(Peer(name) for name in choice.peers)]
+    problems = _prepare(others)
     os.sched_setaffinity(0, {LOAD_CORE})  # leaves the server's core alone; children that serve are moved there
     benches = [bench for bench in BENCHES if bench.name in choice.only]
     results: list[dict[str, Any]] = []
     with Service() as service:
+        contestants = [Countersign(service), *others]
         for model, group in groupby(benches, key=lambda bench: bench.model):
-            contestants = [Countersign(service), Limit(), Yardstick(), *(PEER_SERVERS[name]() for name in choice.peers)]
-            results += _compare(model, list(group), contestants, choice)
+            results += _compare(make_model(model), list(group), contestants, dict(problems), choice)
     _print_table(results)
     return 0 if all(result["holds"] for result in results) else 1
 
@@ -94,9 +100,8 @@ def _arguments() -> argparse.Namespace:
     names = [bench.name for bench in BENCHES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="BENCH", help=", ".join(names))
-    parser.add_argument(
-        "--peers", nargs="*", choices=[*PEER_SERVERS, "none"], default=list(PEER_SERVERS), metavar="PEER"
-    )
+    peers = [*PEER_DIALECTS, "none"]
+    parser.add_argument("--peers", nargs="+", choices=peers, default=peers, metavar="PEER", help=", ".join(peers))
     parser.add_argument("--rounds", type=int, default=ROUNDS, choices=range(1, 101), metavar="N")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of one run")
     choice = parser.parse_args()
@@ -104,26 +109,40 @@ def _arguments() -> argparse.Namespace:
     return choice
 
 
+def _prepare(contestants: Sequence[Contestant]) -> dict[str, str]:
+    """Build and install what is not there yet. The problems by name, for those who cannot take part."""
+
+    def prepare(contestant: Contestant) -> str:
+        try:
+            contestant.prepare()
+        except (CannotMeasure, OSError) as problem:
+            return str(problem)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as installers:
+        problems = installers.map(prepare, contestants)
+    return {one.name: problem for one, problem in zip(contestants, problems, strict=True) if problem}
+
+
 def _compare(
-    model_name: str, benches: Sequence[Bench], contestants: Sequence[Contestant], choice: argparse.Namespace
+    model: Model,
+    benches: Sequence[Bench],
+    contestants: Sequence[Contestant],
+    problems: dict[str, str],
+    choice: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Start everybody with the model, measure in turns, stop everybody."""
-    model = make_model(model_name)
-    ready: list[Contestant] = []
-    problems: dict[str, str] = {}
-    try:
+    with ExitStack() as running:
         for contestant in contestants:
-            ready.append(contestant)
+            if contestant.name in problems:
+                continue
+            running.callback(contestant.stop)
             try:
                 contestant.start(model)
             except (CannotMeasure, OSError) as problem:
                 problems[contestant.name] = str(problem)
-                contestant.stop()
-                ready.remove(contestant)
+        ready = [contestant for contestant in contestants if contestant.name not in problems]
         return [result for bench in benches for result in _run(bench, ready, problems, choice)]
-    finally:
-        for contestant in ready:
-            contestant.stop()
 
 
 def _run(
