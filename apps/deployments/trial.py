@@ -25,30 +25,17 @@ def holds(requires: str, signature: Signature, row: Mapping[str, Any]) -> bool:
         expression = Expression(requires, signature)
     except RuleRejected as error:
         raise DomainError(str(error), field="requires") from error
-    tensors = {
-        (side, spec.name): _row(row[key], spec, is_batch=has_rows(signature))
-        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
-        for spec in specs
-        for key in (f"{side}.{spec.name}", spec.name)
-        if key in row
-    }
+    tensors = [_given(side, spec, row, signature, expression) for side, spec in _sides(signature)]
     try:
         with np.errstate(all="ignore"):
             return bool(np.all(expression.evaluate(tensors)))
-    except KeyError as error:
-        side, name = error.args[0]
-        raise DomainError(f"The rule reads the {side} “{name}”: give it a value, too.", field="sample") from error
     except (ValueError, TypeError, IndexError, OverflowError):
         return False  # as in service: what cannot be checked does not hold
 
 
 def require_computable(requires: str, signature: Signature) -> None:
     """Raise ``DomainError`` if no row at all can be checked: in service such a rule would refuse every request."""
-    row = {
-        (side, spec.name): _filled(spec, is_batch=has_rows(signature))[np.newaxis]
-        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
-        for spec in specs
-    }
+    row = [_filled(spec, is_batch=has_rows(signature))[np.newaxis] for _, spec in _sides(signature)]
     try:
         with np.errstate(all="ignore"):
             Expression(requires, signature).evaluate(row)
@@ -61,16 +48,29 @@ def require_computable(requires: str, signature: Signature) -> None:
 
 def example_row(signature: Signature) -> dict[str, Any]:
     """A row that fits, of all tensors that a person could write down: zeros, empty texts, false."""
-
-    names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
+    names = [spec.name for _, spec in _sides(signature)]
     row = {}
-    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
-        for spec in specs:
-            filled = _filled(spec, is_batch=has_rows(signature))
-            key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
-            if filled.size <= _WRITABLE:
-                row[key] = filled.item() if filled.size == 1 else filled.tolist()
+    for side, spec in _sides(signature):
+        filled = _filled(spec, is_batch=has_rows(signature))
+        key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
+        if filled.size <= _WRITABLE:
+            row[key] = filled.item() if filled.size == 1 else filled.tolist()
     return row
+
+
+def _sides(signature: Signature) -> list[tuple[str, TensorSpec]]:
+    """All tensors with the side that they are on, in the order in which a rule is given them."""
+    return [("input", spec) for spec in signature.inputs] + [("output", spec) for spec in signature.outputs]
+
+
+def _given(side: str, spec: TensorSpec, row: Mapping[str, Any], signature: Signature, expression: Expression) -> Array:
+    is_batch = has_rows(signature)
+    for key in (f"{side}.{spec.name}", spec.name):
+        if key in row:
+            return _row(row[key], spec, is_batch=is_batch)
+    if (side, spec.name) in expression.reads:
+        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
+    return _filled(spec, is_batch=is_batch)[np.newaxis]
 
 
 def _filled(spec: TensorSpec, *, is_batch: bool) -> Array:
