@@ -355,7 +355,7 @@ def test_finished_tests_are_frozen_into_a_request_and_shown_to_the_reviewer(cast
     page = cast.browser("compliance_officer").get(f"/approvals/{request.pk}/").content.decode()
     for words in ("Load tests", "p99 latency at 120 requests/s", "missed", "Abacus"):
         assert words in page
-    evidence = collect_evidence(model_version=version, endpoint=request.endpoint, champion=None)
+    evidence = collect_evidence(model_version=version, endpoint=request.endpoint, champion=None, initial_weight=100)
     assert evidence["candidate"]["load_tests"] == [frozen]
 
 
