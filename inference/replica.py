@@ -47,7 +47,7 @@ class Replica:
         slow_runs = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="slow-run")
         shadow_runs = ThreadPoolExecutor(1, thread_name_prefix="shadow-run")
         self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs, shadow_runs)
-        rest = RestApi(self._dataplane, self._render_metrics)
+        rest = RestApi(self._dataplane, self._render_metrics, settings.max_body)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._grpc = None
         if settings.grpc_port:
