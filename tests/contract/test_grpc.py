@@ -62,10 +62,12 @@ def _message(endpoint: str = "double", **changes: Any) -> service_pb2.ModelInfer
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[tensor | changes])
 
 
-def test_server_and_model_metadata(client: triton.InferenceServerClient) -> None:
+def test_server_and_model_metadata(client: triton.InferenceServerClient, service: Service) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata().name == "countersign"
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"  # SERVING
     assert client.is_model_ready("double", headers=HEADERS)
     assert client.is_model_ready("double", "1", headers=HEADERS)
     with pytest.raises(InferenceServerException, match="NOT_FOUND"):
@@ -168,6 +170,15 @@ def _shared_memory(message: Any) -> None:
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
 
 
+def _many_outputs(message: Any) -> None:
+    message.outputs.extend([message.InferRequestedOutputTensor(name="y")] * 100_000)
+
+
+def _many_parameters(message: Any) -> None:
+    for number in range(65):
+        message.inputs[0].parameters[str(number)].bool_param = True
+
+
 def _classification(message: Any) -> None:
     message.outputs.add(name="y").parameters["classification"].int64_param = 2
 
@@ -176,6 +187,7 @@ def _classification(message: Any) -> None:
     ("message", "code", "said"),
     [
         (_message("nowhere"), "NOT_FOUND", "There is no endpoint"),
+        (_message("double" * 10_000), "NOT_FOUND", 'There is no endpoint "doubledouble'),
         (_message(name="z"), "INVALID_ARGUMENT", 'inputs["z"]: unknown'),
         (_message(datatype="FP64"), "INVALID_ARGUMENT", 'inputs["x"].datatype'),
         (_message(shape=[1, 4]), "INVALID_ARGUMENT", 'inputs["x"].shape'),
@@ -224,6 +236,8 @@ def _classification(message: Any) -> None:
             "INVALID_ARGUMENT",
             'outputs["nope"]: unknown',
         ),
+        (_many_outputs, "INVALID_ARGUMENT", 'outputs["y"]: is asked for twice'),
+        (_many_parameters, "INVALID_ARGUMENT", 'inputs["x"].parameters: has more than 64'),
         (_shared_memory, "INVALID_ARGUMENT", 'inputs["x"].parameters'),
         (_classification, "INVALID_ARGUMENT", 'outputs["y"].parameters'),
         (
