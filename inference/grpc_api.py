@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -114,11 +115,22 @@ class GrpcCall(Call):
         return not self.answer.done()  # gRPC cancels who waits for it when the caller leaves or its deadline passes
 
     def decode(self, codec: ModelCodec) -> InferRequest:
-        return codec.decode_tensors(_received(self.message), _wanted(self.message))
+        request = codec.decode_tensors(_received(self.message), _wanted(self.message))
+        request.timeout_s = _timeout_s(self.message)
+        return request
 
     def header(self, name: str) -> bytes | None:
         value = self.metadata.get(name.lower())
         return None if value is None else value.encode()
+
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the answer, whatever it is."""
+        pairs = [("x-request-id", self.request_id)]
+        if self.violated:
+            pairs.append(("x-guardrails", ", ".join(quote(name, safe=" ") for name in self.violated)))
+        if self.traceparent is not None:
+            pairs.append(("traceparent", self.traceparent))
+        return tuple(pairs)
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
         if self.answer.done():
@@ -270,15 +282,13 @@ class GrpcServer:
         message = _parse(ModelInferRequest, body)
         request_id = checked_id(message.id, "id") or checked_id(metadata.get("x-request-id", ""), "x-request-id")
         call = GrpcCall(message, metadata, request_id or self._ids.next())
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
         name, version = message.model_name[:MAX_ADDRESS], message.model_version[:MAX_ADDRESS]
         self._dataplane.infer(call, name, version or None, _authorization(metadata))
         call.message = None  # as large as the tensors, which are copies
-        answer = await call.answer
-        if call.violated:
-            names = ("x-guardrails", ", ".join(call.violated))
-            context.set_trailing_metadata((("x-request-id", call.request_id), names))
-        return answer
+        try:
+            return await call.answer
+        finally:
+            context.set_trailing_metadata(call.trailing())
 
     def _versions(self, message: Any, metadata: Metadata) -> list[Served]:
         """The versions that a message about a model is about."""
@@ -325,12 +335,24 @@ def _typed(tensor: Any, field: str) -> tuple[list[Any], str]:
     return elements, f"{field}.contents.{place}"
 
 
+def _timeout_s(message: Any) -> float | None:
+    """The time that the caller gives a request, which it writes in microseconds."""
+    for one in _few(message.parameters, "parameters"):
+        if one.key == "timeout" and one.value.int64_param > 0:
+            return float(one.value.int64_param / 1e6)
+    return None
+
+
 def _refuse_parameters(parameters: Any, field: str) -> None:
-    if len(parameters) > MAX_PARAMETERS:
-        raise RequestRejected(f"has more than {MAX_PARAMETERS} entries.", field)
-    for one in parameters:
+    for one in _few(parameters, field):
         if one.key == "shared_memory_region" or (one.key == "classification" and one.value.int64_param):
             raise RequestRejected("classification and shared memory are not supported.", field)
+
+
+def _few(parameters: Any, field: str) -> Any:
+    if len(parameters) > MAX_PARAMETERS:
+        raise RequestRejected(f"has more than {MAX_PARAMETERS} entries.", field)
+    return parameters
 
 
 def _describe(tensors: Any, specs: Sequence[TensorSpec]) -> None:
