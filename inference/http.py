@@ -89,6 +89,13 @@ class Exchange:
         if self.is_open:
             self._connection.answer(self, status, body, content_type, headers)
 
+    def replace_body(self, body: bytes) -> bool:
+        """Go on with an unpacked body. False if there is no room for it among the bodies that the server holds."""
+        if not self._connection.hold(self, len(body)):
+            return False
+        self.body = body
+        return True
+
 
 REFUSED_HEAD: Final = Head(b"", b"", {}, -1, keep_alive=False)
 
@@ -389,6 +396,15 @@ class Connection(asyncio.Protocol):
             b"" if exchange.keep_alive else b"connection: close\r\n",
             b"" if exchange.head.method == b"HEAD" else body,
         )
+
+    def hold(self, exchange: Exchange, size: int) -> bool:
+        """Count ``size`` more bytes that an open exchange keeps in memory. False if they are too many."""
+        server = self._server
+        if not exchange.is_open or server.buffered + size > server.limits.max_buffered_bodies:
+            return False
+        exchange.buffered += size
+        server.buffered += size
+        return True
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way in or out."""

@@ -60,7 +60,7 @@ class Replica:
             slow=slow,
             shadows=shadows,
         )
-        rest = RestApi(self._dataplane, self._render_metrics)
+        rest = RestApi(self._dataplane, self._render_metrics, settings.max_body)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._grpc = None
         if settings.grpc_port:
