@@ -144,7 +144,7 @@ class Batcher(Generic[J]):
             self._go_on()
         elif rows <= self._slow_rows:
             self._lane.begin(self._deployment_id)
-            results, cpu_s = execute(model, session, self._guard, jobs, rows)
+            results, cpu_s = execute(model, session, self._guard, jobs, rows, self._lane)
             self._lane.end()
             if cpu_s > HELD_UP_S:
                 self._slow_rows = 0
@@ -243,18 +243,20 @@ class Batcher(Generic[J]):
 
 
 def execute(
-    model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int
+    model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int, lane: Lane
 ) -> tuple[Results[J], float]:
     """Run jobs together; returns what came of it, and the CPU seconds that it took on this thread.
 
     If the run fails each job runs alone, so that one request cannot spoil its neighbours' answers.
     """
     cpu = time.thread_time()
-    results = _run(model, session, guard, jobs, rows)
+    results = _run(model, session, guard, jobs, rows, lane)
     return results, time.thread_time() - cpu
 
 
-def _run(model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int) -> Results[J]:
+def _run(
+    model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int, lane: Lane
+) -> Results[J]:
     started = time.perf_counter()
     inputs: Sequence[Array] = ()
     violations: list[Violation] = []
@@ -267,10 +269,10 @@ def _run(model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequen
                 whole = BatchResult(started, 0, rows, inputs, None, None, violations)
                 kept = [job for job in jobs if job not in refused]
                 left = sum(job.request.rows for job in kept)
-                results = _run(model, session, guard, kept, left) if kept else []
+                results = _run(model, session, guard, kept, left, lane) if kept else []
                 return results + _refuse(jobs, whole, refused, is_batch=is_batch)
         names = (spec.name for spec in model.signature.inputs)
-        arrays: Sequence[Array] = run(session, dict(zip(names, inputs, strict=True)))
+        arrays: Sequence[Array] = run(session, dict(zip(names, inputs, strict=True)), lane.options)
         if is_batch and any(len(array) != rows for array in arrays):
             raise ModelFailed("The model returned another number of rows than it was given.")
         if guard is not None:
@@ -278,8 +280,8 @@ def _run(model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequen
             if violations:
                 arrays = _fall_back(arrays, violations, model.signature, is_batch=is_batch)
     except Exception as error:
-        if len(jobs) > 1:
-            return [result for job in jobs for result in _run(model, session, guard, [job], job.request.rows)]
+        if len(jobs) > 1 and not isinstance(error, DeadlineExceeded):
+            return [result for job in jobs for result in _run(model, session, guard, [job], job.request.rows, lane)]
         arrays = _from_fallbacks(violations, model.signature, rows) if is_batch else []
         if arrays:
             outputs = BatchOutputs(arrays, rows, is_batch=True)

@@ -1,4 +1,4 @@
-"""Deployments that are not loaded any more, because they ended their process again and again."""
+"""Deployments that are not loaded any more, because they hung or took their process down again and again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ENTRIES: Final = 1000
 
 
 class Strikes:
-    """Counts the ends that each deployment caused."""
+    """Counts what each deployment did to its process."""
 
     def __init__(self) -> None:
         self._times: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=STRIKES))
@@ -46,8 +46,8 @@ class Quarantine:
         """Put a deployment under quarantine; the oldest entries beyond ``MAX_ENTRIES`` are dropped."""
         at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         entries = self.read() | {
-            deployment_id: f"Quarantined at {at} after ending its process {STRIKES} times within an hour; last time"
-            f" {reason}. Only a new deployment is loaded again."
+            deployment_id: f"Quarantined at {at}, because {STRIKES} times within an hour it hung or took its process"
+            f" down; the last time {reason}. Only a new deployment of the version is loaded again."
         }
         kept = list(entries.items())[-MAX_ENTRIES:]
         aside = self._path.with_name(f".{self._path.name}.{token_hex(8)}")

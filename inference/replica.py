@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from socket import socket
@@ -27,10 +29,10 @@ from inference.model_store import LoadedModel, ModelStore
 from inference.quarantine import Quarantine
 from inference.reconciler import Observed, Reconciler, Reporter
 from inference.rest import RestApi
-from inference.runtime import share_arena
+from inference.runtime import RunOptions, share_arena
 from inference.settings import Settings
 from inference.slow_runs import slow_runs
-from inference.watchdog import LOOP_LANE, TICK_S, Board
+from inference.watchdog import LOOP_LANE, SLOW_LANES, TICK_S, Board
 
 logger = logging.getLogger("inference.replica")
 
@@ -51,12 +53,14 @@ class Replica:
         self._process = psutil.Process()
         self._metrics = Metrics()
         self._log = Spool(settings.spool, replica_id, cap=settings.spool_cap, seal_interval=settings.seal_interval)
-        slow, shadows = slow_runs(board, os.cpu_count() or 1)
+        threads = min(max(os.cpu_count() or 1, 2) + 1, len(SLOW_LANES))
+        self._lanes = [board.lane(lane, RunOptions()) for lane in (LOOP_LANE, *SLOW_LANES[:threads])]
+        slow, shadows = slow_runs(self._lanes[1:])
         self._dataplane = Dataplane(
             settings.token_pepper(),
             self._log,
             self._metrics,
-            lane=board.lane(LOOP_LANE),
+            lane=self._lanes[0],
             slow=slow,
             shadows=shadows,
         )
@@ -95,6 +99,7 @@ class Replica:
     async def serve(self, listener: socket, stop: asyncio.Event) -> None:
         """Serve on a bound socket until ``stop`` is set; then let accepted requests finish."""
         self._beat()
+        threading.Thread(target=self._stop_endless_runs, name="stopper", daemon=True).start()
         self._reconciler.start()
         self._reporter.start()
         self._tick()
@@ -132,6 +137,13 @@ class Replica:
         """Show the parent that the loop turns."""
         self._loop.call_later(TICK_S, self._beat)
         self._board.tick()
+
+    def _stop_endless_runs(self) -> None:
+        """A thread of its own: the loop's may be what does not come back."""
+        while True:
+            time.sleep(TICK_S)
+            for lane in self._lanes:
+                lane.stop_if_asked()
 
     def _install(
         self, manifest: ServingManifest, models: dict[int, LoadedModel], refused: dict[int, str], *, is_complete: bool

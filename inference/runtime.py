@@ -18,10 +18,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from inference.contracts import Signature, TensorSpec
 from inference.datatypes import V2_DATATYPES as V2_DATATYPES
 from inference.datatypes import Array
-from inference.errors import ArtifactRejected, ModelFailed, RequestRejected
+from inference.errors import ArtifactRejected, DeadlineExceeded, ModelFailed, RequestRejected
 
 Tensors = dict[str, Array]
 Session = ort.InferenceSession
+RunOptions = ort.RunOptions
 
 ONNX_DATATYPES: Final[Mapping[str, str]] = {
     "tensor(bool)": "BOOL",
@@ -149,19 +150,22 @@ def _fastest_ms(session: ort.InferenceSession, inputs: Tensors) -> float:
     return min(durations) * 1e3
 
 
-def run(session: ort.InferenceSession, inputs: Tensors) -> list[Array]:
+def run(session: ort.InferenceSession, inputs: Tensors, options: Any = None) -> list[Array]:
     """Run the model: one array per output, in the signature's order.
 
-    Raises ``RequestRejected`` when the model cannot take these shapes and ``ModelFailed`` when it breaks inside.
+    ``options`` (``RunOptions``) let another thread stop the run. Raises ``RequestRejected`` when the model cannot take
+    these shapes, ``DeadlineExceeded`` when it was stopped, and ``ModelFailed`` when it breaks inside.
     """
     try:
-        return session.run(None, inputs)  # type: ignore[no-any-return]
+        return session.run(None, inputs, options)  # type: ignore[no-any-return]
     except ort_state.InvalidArgument as error:
         message = _first_line(error)
         if NODE_FAILED in message:  # the inputs were accepted; something inside broke on them
             raise ModelFailed(message) from error
         raise RequestRejected(f"the model does not take these: {message}", "inputs") from error
     except Exception as error:
+        if options is not None and options.terminate:
+            raise DeadlineExceeded("The model did not come to an end on these inputs and was stopped.") from error
         raise ModelFailed(_first_line(error)) from error
 
 

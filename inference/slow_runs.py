@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from inference.watchdog import SLOW_LANES, Board, Lane
+from inference.watchdog import Lane
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class _Work(Generic[T]):
     digest: str
     deployment_id: int
-    run: Callable[[], T]
+    run: Callable[[Lane], T]
     done: Callable[[T], None]
 
 
@@ -38,8 +38,8 @@ class SlowRuns:
         self._waiting: deque[_Work[Any]] = deque()
         self._loop = asyncio.get_running_loop()
 
-    def submit(self, digest: str, deployment_id: int, run: Callable[[], T], done: Callable[[T], None]) -> None:
-        """Call ``run``, which must not raise, on a thread, then ``done`` with its result on the loop's."""
+    def submit(self, digest: str, deployment_id: int, run: Callable[[Lane], T], done: Callable[[T], None]) -> None:
+        """Call ``run``, which must not raise, on a thread with its lane; then ``done`` with the result, on the loop's."""
         self._waiting.append(_Work(digest, deployment_id, run, done))
         self._start_next()
 
@@ -66,15 +66,15 @@ class SlowRuns:
         work.done(result.result())
 
 
-def slow_runs(board: Board, cores: int) -> tuple[SlowRuns, SlowRuns]:
+def slow_runs(lanes: Sequence[Lane]) -> tuple[SlowRuns, SlowRuns]:
     """Threads for slow versions, and one for shadows, which must not take the processor from those that answer."""
-    shadow, *slow = SLOW_LANES[: min(max(cores, 2), len(SLOW_LANES) - 1) + 1]
-    return SlowRuns("slow-run", [board.lane(lane) for lane in slow]), SlowRuns("shadow-run", [board.lane(shadow)])
+    shadow, *slow = lanes
+    return SlowRuns("slow-run", slow), SlowRuns("shadow-run", [shadow])
 
 
 def _run(lane: Lane, work: _Work[T]) -> T:
     lane.begin(work.deployment_id)
     try:
-        return work.run()
+        return work.run(lane)
     finally:
         lane.end()

@@ -104,13 +104,17 @@ class ReplicaChild(Child):
         self._spawn(self._listener.fileno(), self._board.descriptor)
 
     def watch(self) -> None:
-        """Kill the process if its loop stands still or one of its models does not return."""
+        """Have a run that does not end stopped; kill the process if that does not help or its loop stands still."""
         if self._watchdog is None or self._finding is not None:
             return
-        self._finding = self._watchdog.look(time.monotonic())
-        if self._finding is not None:
-            logger.error("%s is killed: %s.", self.name, self._finding.reason)
+        finding = self._watchdog.look(time.monotonic())
+        if finding is not None and finding.is_fatal:
+            logger.error("%s is killed: %s.", self.name, finding.reason)
+            self._finding = finding  # a strike once the process is dead
             self.signal(signal.SIGKILL)
+        elif finding is not None:
+            logger.error("%s: %s.", self.name, finding.reason)
+            self._offences.record(finding)
 
     def died(self, status: int) -> None:
         """Hold the deployments responsible that were running, as far as that is known."""
@@ -136,9 +140,7 @@ class Offences:
         """Count a strike for each culprit; the last one is quarantine."""
         for deployment_id in finding.deployment_ids:
             count = self._strikes.add(deployment_id, time.monotonic())
-            logger.error(
-                "Deployment %s ended its process (%s of %s): %s.", deployment_id, count, STRIKES, finding.reason
-            )
+            logger.error("Strike %s of %s for deployment %s: %s.", count, STRIKES, deployment_id, finding.reason)
             if count >= STRIKES:
                 self._quarantine.add(deployment_id, finding.reason)
 

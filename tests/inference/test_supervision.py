@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
@@ -107,28 +108,36 @@ def test_a_model_that_never_returns_is_quarantined_and_the_others_are_served(wor
     assert service.infer("spin", turns(3)).ok
 
 
-def test_a_run_without_end_on_a_thread_holds_up_nobody_until_it_is_killed(workbench: Workbench) -> None:
+def test_a_run_without_end_is_stopped_before_it_costs_the_process(workbench: Workbench) -> None:
     installation = workbench.installation()
     installation.endpoint("double", models.scale(2))
     installation.endpoint("slow", models.slow())
+    installation.endpoint("quick-spin", models.spin())
     spinning = models.spin(layers=40)
     installation.endpoint("spin", spinning)
     installation.endpoint("spin-too", spinning)
     installation.publish()
-    service = workbench.serve(installation, INFERENCE_RUN_TIMEOUT_S="3")
-    victim = service.child("replica")
-    threads = [hang(service, "spin"), hang(service, "spin-too")]
-    time.sleep(0.5)
-    started = time.monotonic()
-    assert service.infer("double", row(1, 2, 3)).ok
-    assert service.infer("slow", {"inputs": [tensor("x", "FP32", [1, 1, 1], [1.0])]}).ok
-    assert time.monotonic() - started < 2, "one version's runs leave a thread to the others"
-    wait_for(lambda: victim not in service.children(), 10)
-    for thread in threads:
-        thread.join()
-    service.wait_until_ready()
-    assert service.infer("spin", turns(3)).ok
-    assert "did not finish to run within 3 s" in service.log.read_text()
+    service = workbench.serve(installation, INFERENCE_RUN_TIMEOUT_S="1", INFERENCE_POLL_S="0.1")
+    replica = service.child("replica")
+    caller = Caller(service, "double")
+    caller.start()
+    answer = service.infer("quick-spin", turns(FOR_EVER))  # on the loop, so everybody waits
+    assert (answer.status_code, "was stopped" in answer.json()["error"]) == (504, True)
+    assert service.infer("quick-spin", turns(3)).ok
+    with ThreadPoolExecutor(2) as pool:
+        late = [pool.submit(service.infer, name, turns(FOR_EVER)) for name in ("spin", "spin-too")]
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert service.infer("slow", {"inputs": [tensor("x", "FP32", [1, 1, 1], [1.0])]}).ok
+        assert time.monotonic() - started < 0.6, "one version's runs leave a thread to the others"
+        assert [one.result().status_code for one in late] == [504, 504]
+    for _ in range(2):  # by now quick-spin is known to be slow, and runs on a thread
+        assert service.infer("quick-spin", turns(FOR_EVER)).status_code == 504
+    assert service.infer("quick-spin", turns(3)).ok
+    assert service.infer("quick-spin", turns(FOR_EVER)).status_code == 504
+    wait_for(lambda: "Quarantined" in service.infer("quick-spin", turns(3)).text, 5)
+    assert set(caller.stop()) == {"200"}, "nobody else lost a request"
+    assert service.child("replica") == replica
 
 
 @pytest.mark.parametrize("layers", [0, 40], ids=["on the loop", "on a thread"])
@@ -190,7 +199,9 @@ def test_only_what_stands_still_under_the_eyes_of_the_parent_is_hung() -> None:
 
     clock = Clock()
     clock.board.lane(LOOP_LANE).begin(7)
-    assert clock.look(21, ticking=False).deployment_ids == (7,)
+    assert clock.look(3, ticking=False).is_fatal is False  # asked to stop
+    finding = clock.look(19, ticking=False)
+    assert (finding.deployment_ids, finding.is_fatal) == ((7,), True)
 
     clock = Clock()
     clock.board.lane(LOAD_LANES[1]).begin(8)
@@ -204,7 +215,10 @@ def test_only_what_stands_still_under_the_eyes_of_the_parent_is_hung() -> None:
         assert clock.look(59, ticking=True) is None
         slow.end()
     endless.begin(10)
-    assert clock.look(61, ticking=True).deployment_ids == (10,)
+    finding = clock.look(61, ticking=True)
+    assert (finding.deployment_ids, finding.is_fatal) == ((10,), False)
+    finding = clock.look(6, ticking=True)
+    assert (finding.deployment_ids, finding.is_fatal) == ((), True), "the strike was for not ending"
 
 
 CRASH = """
