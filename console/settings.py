@@ -24,6 +24,12 @@ def env_int(name: str, *, default: int) -> int:
     return int(os.environ.get(name, default))
 
 
+def env_number(name: str) -> float | None:
+    """Read a number; None if it is not set."""
+    text = os.environ.get(name, "").strip()
+    return float(text) if text else None
+
+
 def env_list(name: str, *, default: str) -> list[str]:
     """Read a comma-separated list, blanks dropped."""
     return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
@@ -177,6 +183,10 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024**2  # forms and JSON bodies; files go thr
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 
 INFERENCE_URL = os.environ.get("INFERENCE_URL", f"http://127.0.0.1:{env_int('INFERENCE_PORT', default=8080)}")
+
+# What an hour of one CPU core costs: with it, the traffic page shows predictions in money, too.
+CPU_HOUR_PRICE = env_number("COUNTERSIGN_CPU_HOUR_PRICE")
+CURRENCY = os.environ.get("COUNTERSIGN_CURRENCY", "").strip()
 
 Q_CLUSTER = {
     "name": "countersign",

@@ -52,7 +52,9 @@ class LogPageSerializer(serializers.Serializer[LogPage]):
 
 
 class PredictionViewSet(ViewSet):
-    """Predictions of one endpoint, newest first; filters: request_id, since, until, outcome, model_version."""
+    """Predictions of one endpoint, newest first; filters: request_id, since, until, outcome, model_version,
+    guardrail.
+    """
 
     lookup_field = "request_id"
     lookup_value_regex = ".+"  # a client may choose an id with a slash in it

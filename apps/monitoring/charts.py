@@ -56,13 +56,14 @@ def label(deployment: Deployment) -> str:
 def live_charts(
     samples: Sequence[Sample], deployments: Sequence[Deployment], grid: Sequence[datetime]
 ) -> list[dict[str, Any]]:
-    """Requests per second, latency and errors: each with ``id``, ``title`` and ``figure``, on one axis of time."""
+    """Requests per second, latency, errors and CPU: each with ``id``, ``title`` and ``figure``, on one axis of time."""
     drawn = lines(samples, deployments, grid)
     layout = _layout(deployments, grid)
     return [
         {"id": "live-rate", "title": "Requests per second", "figure": _rate(drawn, grid, layout)},
         {"id": "live-latency", "title": "Latency", "figure": _latency(drawn, grid, layout)},
         {"id": "live-errors", "title": "Errors", "figure": _errors(drawn, grid, layout)},
+        {"id": "live-cpu", "title": "CPU per thousand predictions", "figure": _cpu(drawn, grid, layout)},
     ]
 
 
@@ -139,6 +140,18 @@ def _errors(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any])
     else:
         summary = f"At most {max(known):.1f}% refused or failed."
     return _figure(traces, layout, "% of requests", summary, columns, values, grid)
+
+
+def _cpu(drawn: list[Line], grid: Sequence[datetime], layout: dict[str, Any]) -> dict[str, Any]:
+    traces, columns, values = [], [], []
+    for line in drawn:
+        costs = _measured(line, attrgetter("cpu_s_per_thousand"))
+        traces.append(_trace(line, line.label, grid, costs))
+        columns.append(f"{line.label}, CPU s")
+        values.append(costs)
+    known = [cost for costs in values for cost in costs if cost is not None]
+    summary = f"At most {max(known):,.3f} CPU seconds of the whole service." if known else "No requests in this window."
+    return _figure(traces, layout, "CPU seconds", summary, columns, values, grid)
 
 
 def _measured(line: Line, measure: Measure) -> list[float | None]:

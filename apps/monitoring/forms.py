@@ -10,7 +10,14 @@ from django.http import QueryDict
 from apps.core.errors import DomainError
 from apps.monitoring.log_reader import LogFilter
 
-OUTCOMES = (("", "Any"), ("ok", "OK"), ("rejected", "Rejected"), ("failed", "Failed"), ("shadow", "Shadow"))
+OUTCOMES = (
+    ("", "Any"),
+    ("ok", "OK"),
+    ("guardrail", "Guardrail"),
+    ("rejected", "Rejected"),
+    ("failed", "Failed"),
+    ("shadow", "Shadow"),
+)
 
 
 class _Moment(forms.DateTimeInput):
@@ -18,13 +25,14 @@ class _Moment(forms.DateTimeInput):
 
 
 class LogFilterForm(forms.Form):
-    """Which request, when (UTC), how it ended, which version."""
+    """Which request, when (UTC), how it ended, which version, which rule was violated."""
 
     request_id = forms.CharField(required=False, max_length=256, label="Request id", strip=False)
     since = forms.DateTimeField(required=False, label="From (UTC)", widget=_Moment({"step": 1}))
     until = forms.DateTimeField(required=False, label="Until (UTC)", widget=_Moment({"step": 1}))
     outcome = forms.ChoiceField(required=False, choices=OUTCOMES)
     model_version = forms.IntegerField(required=False, label="Version", min_value=1, max_value=2**31 - 1)
+    guardrail = forms.CharField(required=False, max_length=63)
 
     def clean(self) -> dict[str, Any]:
         """A span that ends before it begins is a slip, not an empty answer."""

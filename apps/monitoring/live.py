@@ -12,7 +12,7 @@ from django.db.models import Q
 
 from apps.core.errors import DomainError
 from apps.deployments.client import example_request
-from apps.deployments.models import Deployment, Endpoint
+from apps.deployments.models import Deployment, DeploymentRole, Endpoint
 from apps.monitoring import charts
 from apps.monitoring.models import MetricRollup
 from apps.monitoring.traffic import NOW_SPAN, Sample, reported_until, steps, total, traffic
@@ -61,6 +61,36 @@ class Tiles:
     error_percent: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class VersionTraffic:
+    """A deployment over the window. ``share_percent`` is of the requests that callers made, None for a shadow."""
+
+    deployment: Deployment
+    sample: Sample
+    share_percent: float | None
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether its requests were copies."""
+        return self.deployment.role == DeploymentRole.SHADOW
+
+    @property
+    def p50_ms(self) -> float | None:
+        """Median latency within the service."""
+        return self.sample.percentile_ms(0.5)
+
+    @property
+    def p99_ms(self) -> float | None:
+        """99th percentile of the latency within the service."""
+        return self.sample.percentile_ms(0.99)
+
+    @property
+    def price_per_thousand(self) -> float | None:
+        """What a thousand predictions cost, by the price of a CPU hour; None without a price."""
+        cost, price = self.sample.cpu_s_per_thousand, settings.CPU_HOUR_PRICE
+        return None if cost is None or price is None else cost / 3600 * price
+
+
 def live_context(endpoint: Endpoint, window: Window) -> dict[str, Any]:
     """Everything that the fragment needs."""
     until = reported_until()
@@ -68,16 +98,24 @@ def live_context(endpoint: Endpoint, window: Window) -> dict[str, Any]:
     samples = traffic(endpoint, since, until, window.step_s)
     recent = traffic(endpoint, until - NOW_SPAN, until, int(NOW_SPAN.total_seconds()))
     deployments = _deployments(endpoint, since)
-    champion = next((row for row in deployments if row.role == "champion" and row.retired_at is None), None)
+    shadows = {row.pk for row in deployments if row.role == DeploymentRole.SHADOW}
+    asked = [sample for sample in samples if sample.deployment_id not in shadows]
+    asked_now = [sample for sample in recent if sample.deployment_id not in shadows]
+    answering = [row for row in deployments if row.pk not in shadows]
+    champion = next((row for row in answering if row.role == "champion" and row.retired_at is None), None)
     has_traffic = bool(samples) or MetricRollup.objects.of_endpoints([endpoint.pk]).exists()
     grid = _settled(steps(since, until, window.step_s), until)
+    in_window = total(asked, since, until)
     return {
         "endpoint": endpoint,
         "champion": champion,
         "window": window,
         "windows": WINDOWS,
-        "tiles": _tiles(total(samples, since, until), total(recent, until - NOW_SPAN, until)),
-        "charts": charts.live_charts(samples, deployments, grid) if has_traffic else [],
+        "tiles": _tiles(in_window, total(asked_now, until - NOW_SPAN, until)),
+        "charts": charts.live_charts(asked, answering, grid) if has_traffic else [],
+        "versions": [_version_traffic(row, samples, in_window, since, until) for row in deployments],
+        "currency": settings.CURRENCY,
+        "has_price": settings.CPU_HOUR_PRICE is not None,
         "has_traffic": has_traffic,
         "curl": "" if has_traffic or champion is None else curl_command(endpoint, champion),
     }
@@ -96,9 +134,19 @@ def curl_command(endpoint: Endpoint, deployment: Deployment) -> str:
 
 
 def _deployments(endpoint: Endpoint, since: datetime) -> list[Deployment]:
-    """The newest deployments that were active within the window."""
+    """The newest deployments that were active within the window: what answered, then the shadows."""
     rows = endpoint.deployments.filter(Q(retired_at=None) | Q(retired_at__gt=since))
-    return list(rows.select_related("model_version__model").order_by("-pk")[:MAX_LINES])
+    rows = rows.select_related("model_version__model").order_by("-pk")
+    answering = rows.exclude(role=DeploymentRole.SHADOW)[:MAX_LINES]
+    return [*answering, *rows.shadows()[:MAX_LINES]]
+
+
+def _version_traffic(
+    row: Deployment, samples: list[Sample], asked: Sample, since: datetime, until: datetime
+) -> VersionTraffic:
+    own = total((sample for sample in samples if sample.deployment_id == row.pk), since, until)
+    counts = row.role != DeploymentRole.SHADOW and asked.requests
+    return VersionTraffic(row, own, 100 * own.requests / asked.requests if counts else None)
 
 
 def _tiles(over_window: Sample, recent: Sample) -> Tiles:

@@ -46,6 +46,7 @@ _CONDITIONS: Final = {
     "until": "received_at <= ?",
     "outcome": "outcome = ?",
     "model_version": "model_version = ?",
+    "guardrail": "list_contains(guardrails, ?)",
     "before": "(received_at, request_id, row, model_version) < (make_timestamptz(?), ?, ?, ?)",
 }
 _SOURCE: Final = """
@@ -101,11 +102,12 @@ class LogFilter:
     until: datetime | None = None
     outcome: str = ""
     model_version: int | None = None
+    guardrail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One row of the log. ``columns`` are the reserved ones without ``received_at``."""
+    """One row of the log. ``columns`` are the reserved ones without ``received_at``; None where a segment is older."""
 
     segment: LogSegment
     received_at: datetime
@@ -213,7 +215,9 @@ def _span_of_id(wanted: LogFilter) -> LogFilter | None:
 def _slices(endpoint: Endpoint, wanted: LogFilter, before: LogKey | None) -> Iterator[list[LogSegment]]:
     """The segments that may hold a match, by the end of their time from the newest back, in growing slices."""
     until = min((at for at in (wanted.until, _moment(before)) if at is not None), default=None)
-    catalog = LogSegment.objects.of_endpoint(endpoint.pk).within(wanted.since, until).order_by("-ended_at", "-pk")
+    catalog = (
+        LogSegment.objects.current().of_endpoint(endpoint.pk).within(wanted.since, until).order_by("-ended_at", "-pk")
+    )
     if wanted.model_version is not None:
         catalog = catalog.filter(model_version=wanted.model_version)
     length, rest = _FIRST_SLICE, catalog
@@ -246,6 +250,8 @@ def _find(
         return []
     conditions, values = _conditions(wanted, before)
     try:
+        if wanted.guardrail and "guardrails" not in _names(paths):
+            return []  # older than the column
         rows = _run(_FIND.format(conditions=conditions), [list(paths), *values, limit])
     except duckdb.Error:
         if len(paths) == 1:
@@ -261,7 +267,7 @@ def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any
     """What to add to the WHERE clause, and the values to bind."""
     given: list[tuple[str, list[Any]]] = [
         (name, [value])
-        for name in ("request_id", "since", "until", "outcome", "model_version")
+        for name in ("request_id", "since", "until", "outcome", "model_version", "guardrail")
         if (value := getattr(wanted, name)) not in (None, "")
     ]
     if before is not None:
@@ -317,7 +323,7 @@ def _read(
         prediction = Prediction(
             segment=segments[path],
             received_at=_EPOCH + timedelta(microseconds=received),
-            columns={name: row[name] for name in RESERVED_LOG_COLUMNS if name in row},
+            columns={name: row.get(name) for name in RESERVED_LOG_COLUMNS if name != "received_at"},
             inputs=[_tensor(name, row) for name in inputs],
             outputs=[_tensor(name, row) for name in outputs],
         )
@@ -329,10 +335,10 @@ def _tensor(column: str, row: dict[str, Any]) -> Tensor:
     return Tensor(name, row[column], row.get(f"shape.{column}"), row.get(f"digest.{column}"))
 
 
-def _names(paths: list[str]) -> list[str]:
+def _names(paths: Sequence[str]) -> list[str]:
     """The columns of all files together, without ``received_at``."""
     cursor = _database().cursor()
-    return [column[0] for column in cursor.execute(_NAMES, [paths]).description]
+    return [column[0] for column in cursor.execute(_NAMES, [list(paths)]).description]
 
 
 def _run(query: str, values: list[Any]) -> list[tuple[Any, ...]]:

@@ -14,6 +14,10 @@ from django.db.models.functions import Now
 class LogSegmentQuerySet(models.QuerySet["LogSegment"]):
     """Reads of the catalog."""
 
+    def current(self) -> Self:
+        """Those whose rows are read: not the ones that were merged into another."""
+        return self.filter(merged_into=None)
+
     def of_endpoint(self, endpoint_id: int) -> Self:
         """The segments that hold predictions of one endpoint."""
         return self.filter(endpoint_id=endpoint_id)
@@ -31,7 +35,11 @@ class LogSegmentQuerySet(models.QuerySet["LogSegment"]):
 
 
 class LogSegment(models.Model):
-    """A Parquet file with predictions of one model version on one endpoint, received within a span of time."""
+    """A Parquet file with predictions of one model version on one endpoint, received within a span of time.
+
+    Small ones are merged. A merged part stays in the catalog for a while: its path tells the shipper that the
+    predictions of a spool file are in the log already.
+    """
 
     path = models.TextField(unique=True)  # relative to the store's root
     sha256 = models.CharField(max_length=64)
@@ -44,12 +52,27 @@ class LogSegment(models.Model):
     row_count = models.BigIntegerField()
     size_bytes = models.BigIntegerField()
     created_at = models.DateTimeField(db_default=Now())
+    # What only the console fills in. ``layout`` is equal for segments that can be merged; empty until it was looked at.
+    layout = models.CharField(max_length=64, db_default="")
+    parts = ArrayField(models.CharField(max_length=64), db_default=[])  # SHA-256 of the segments merged into this one
+    merged_into = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="+")
+    merged_at = models.DateTimeField(null=True)
+    is_file_removed = models.BooleanField(db_default=False)
 
     objects = LogSegmentQuerySet.as_manager()
 
     class Meta:
         ordering = ("-ended_at", "-id")
-        indexes = (models.Index(fields=("endpoint_id", "-ended_at", "-id"), name="logsegment_newest"),)
+        indexes = (
+            models.Index(
+                fields=("endpoint_id", "-ended_at", "-id"),
+                name="logsegment_newest",
+                condition=models.Q(merged_into=None),
+            ),
+            models.Index(
+                fields=("merged_at",), name="logsegment_merged", condition=models.Q(merged_into__isnull=False)
+            ),
+        )
 
     def __str__(self) -> str:
         return self.path

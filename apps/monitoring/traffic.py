@@ -22,7 +22,7 @@ SPARK_STEP_S: Final = 60
 _HISTOGRAM_SUMS: Final = ", ".join(f"sum(latency_histogram[{bucket}])::bigint" for bucket in range(1, BUCKETS + 1))
 _TRAFFIC: Final = f"""
 SELECT date_bin(make_interval(secs => %s), second, 'epoch') AS step, deployment_id,
-       sum(requests)::bigint, sum(rows)::bigint, sum(errors)::bigint, ARRAY[{_HISTOGRAM_SUMS}]
+       sum(requests)::bigint, sum(rows)::bigint, sum(errors)::bigint, sum(cpu_us)::bigint, ARRAY[{_HISTOGRAM_SUMS}]
 FROM monitoring_metricrollup
 WHERE endpoint_id = %s AND second >= %s AND second < %s
 GROUP BY step, deployment_id
@@ -49,6 +49,7 @@ class Sample:
     requests: int
     rows: int
     errors: int
+    cpu_us: int
     histogram: Sequence[int]
 
     @property
@@ -60,6 +61,11 @@ class Sample:
     def error_percent(self) -> float | None:
         """Share of the requests that were refused or failed; None without requests."""
         return 100 * self.errors / self.requests if self.requests else None
+
+    @property
+    def cpu_s_per_thousand(self) -> float | None:
+        """CPU seconds of the whole service for a thousand predictions; None without predictions."""
+        return self.cpu_us / 1_000 / self.rows if self.rows else None
 
     def percentile_ms(self, quantile: float) -> float | None:
         """Latency within the service; None without requests."""
@@ -110,6 +116,7 @@ def total(samples: Iterable[Sample], since: datetime, until: datetime) -> Sample
         requests=sum(part.requests for part in parts),
         rows=sum(part.rows for part in parts),
         errors=sum(part.errors for part in parts),
+        cpu_us=sum(part.cpu_us for part in parts),
         histogram=merge(part.histogram for part in parts),
     )
 

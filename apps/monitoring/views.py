@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
@@ -19,7 +19,7 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.monitoring.charts import sparkline, violation_chart
 from apps.monitoring.forms import LogFilterForm
 from apps.monitoring.live import Window, live_context
-from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, is_intact, read_log
+from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
 from apps.monitoring.traffic import endpoint_totals
 from apps.monitoring.violations import violations
 
@@ -105,8 +105,20 @@ def prediction_detail(request: HttpRequest, name: str, request_id: str) -> HttpR
     segments = list({row.segment.pk: row.segment for row in log.rows}.values())[:_MAX_SEGMENTS]
     context["segments"] = [(segment, is_intact(segment)) for segment in segments]
     callers = _callers(request, log)
-    context["rows"] = [(row, callers.get(row.columns["token_id"], "")) for row in log.rows]
+    context["rows"] = [(row, callers.get(row.columns["token_id"], ""), beside) for row, beside in _with_shadows(log)]
     return render(request, "monitoring/prediction_detail.html", context, fragment="monitoring/_prediction.html")
+
+
+def _with_shadows(log: LogPage) -> list[tuple[Prediction, list[Prediction]]]:
+    """Each answered row with itself and what shadows made of it, if any; what only a shadow logged stands alone."""
+    by_place: dict[tuple[datetime, int], list[Prediction]] = {}
+    for row in log.rows:
+        by_place.setdefault((row.received_at, row.columns["row"]), []).append(row)
+    groups = []
+    for rows in by_place.values():
+        ordered = sorted(rows, key=lambda row: row.columns["role"] == "shadow")
+        groups.append((ordered[0], ordered if len(ordered) > 1 else []))
+    return groups
 
 
 def _missing(request: HttpRequest, context: dict[str, Any], attempt: int) -> HttpResponse:

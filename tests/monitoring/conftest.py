@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -66,7 +67,14 @@ def deploy(cast: Cast, endpoint: Endpoint, number: int, activated_at: datetime, 
 
 
 def roll_up(
-    deployment: Deployment, second: datetime, latencies_us: Sequence[int], *, errors: int = 0, replica: str = "a"
+    deployment: Deployment,
+    second: datetime,
+    latencies_us: Sequence[int],
+    *,
+    errors: int = 0,
+    replica: str = "a",
+    cpu_us: int = 0,
+    guardrails: dict[str, int] | None = None,
 ) -> None:
     """One second of a replica, inserted as the inference service does it: without an id."""
     histogram = [0] * (len(LATENCY_BUCKETS_US) + 1)
@@ -75,7 +83,8 @@ def roll_up(
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO monitoring_metricrollup (endpoint_id, deployment_id, second, replica_id, requests, rows,"
-            " errors, latency_histogram) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            " errors, is_shadow, cpu_us, guardrails, latency_histogram)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 deployment.endpoint_id,
                 deployment.pk,
@@ -84,6 +93,9 @@ def roll_up(
                 len(latencies_us),
                 len(latencies_us),
                 errors,
+                deployment.role == "shadow",
+                cpu_us,
+                json.dumps(guardrails or {}),
                 histogram,
             ],
         )
@@ -96,9 +108,18 @@ class Log:
     written: list[Path]
 
     def segment(
-        self, endpoint: Endpoint, rows: Sequence[dict[str, Any]], *, version: int = 1, **tensors: pa.Array
+        self,
+        endpoint: Endpoint,
+        rows: Sequence[dict[str, Any]],
+        *,
+        version: int = 1,
+        is_old: bool = False,
+        **tensors: pa.Array,
     ) -> LogSegment:
-        """A segment of ``rows`` (reserved columns by name; ``at`` is seconds after noon) with these tensor columns."""
+        """A segment of ``rows`` (reserved columns by name; ``at`` is seconds after noon) with these tensor columns.
+
+        An old one lacks the columns that came later.
+        """
         received = [NOON + timedelta(seconds=row["at"]) for row in rows]
         table = pa.table(
             {
@@ -108,7 +129,7 @@ class Log:
                 "model": pa.array(["risk"] * len(rows)),
                 "model_version": pa.array([version] * len(rows), pa.int32()),
                 "artifact_digest": pa.array([f"{version:02x}" * 32] * len(rows)),
-                "role": pa.array(["champion"] * len(rows)),
+                "role": pa.array([row.get("role", "champion") for row in rows]),
                 "received_at": pa.array(received, pa.timestamp("us", "UTC")),
                 "queue_us": pa.array([10] * len(rows), pa.int64()),
                 "run_us": pa.array([100] * len(rows), pa.int64()),
@@ -118,6 +139,7 @@ class Log:
                 "error": pa.array([row.get("error") for row in rows], pa.string()),
                 "token_id": pa.array([row.get("token_id", 0) for row in rows], pa.int64()),
             }
+            | ({} if is_old else _later_columns(rows))
             | (tensors or {"input.age": pa.array([float(row["at"]) for row in rows], pa.float32())})
         )
         path = f"segments/{endpoint.name}/2026-03-04/{next(_files)}.parquet"
@@ -136,6 +158,13 @@ class Log:
             row_count=len(rows),
             size_bytes=file.stat().st_size,
         )
+
+
+def _later_columns(rows: Sequence[dict[str, Any]]) -> dict[str, pa.Array]:
+    return {
+        "guardrails": pa.array([row.get("guardrails") for row in rows], pa.list_(pa.string())),
+        "traceparent": pa.array([row.get("traceparent") for row in rows], pa.string()),
+    }
 
 
 @pytest.fixture

@@ -57,6 +57,21 @@ def test_the_newest_come_first_across_segments_that_overlap(endpoint: Endpoint, 
     assert seconds(read_log(endpoint, EVERYTHING)) == [30, 20, 9, 5, 4, 2, 1, 0]
 
 
+def test_rows_are_found_by_the_guardrail_that_they_violated(endpoint: Endpoint, log: Log) -> None:
+    log.segment(endpoint, rows(1, 2), is_old=True)
+    assert read_log(endpoint, LogFilter(guardrail="bounded")).rows == []
+    log.segment(
+        endpoint,
+        [*rows(3), *rows(4, guardrails=["bounded", "known"]), *rows(5, guardrails=["known"], outcome="guardrail")],
+    )
+
+    assert seconds(read_log(endpoint, LogFilter(guardrail="bounded"))) == [4]
+    assert seconds(read_log(endpoint, LogFilter(guardrail="known"))) == [5, 4]
+    assert seconds(read_log(endpoint, LogFilter(outcome="guardrail"))) == [5]
+    newest, *_, oldest = read_log(endpoint, EVERYTHING).rows
+    assert (newest.columns["guardrails"], oldest.columns["guardrails"]) == (["known"], None)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
 def test_pages_follow_one_another_without_gap_or_repetition(
     endpoint: Endpoint, log: Log, size: int, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from apps.accounts.models import ApiToken
-from apps.deployments.models import Endpoint
+from apps.deployments.models import Endpoint, Guardrail
 from apps.monitoring.traffic import reported_until
 from tests.conftest import Cast
 from tests.monitoring.conftest import NOON, Log, deploy, roll_up, rows
@@ -101,13 +101,55 @@ class TestLive:
     def test_nothing_promoted_yet(self, cast: Cast, endpoint: Endpoint) -> None:
         assert "Promote a model version" in cast.browser("analyst").get(live(endpoint)).text
 
+    def test_shadows_are_apart(self, cast: Cast, endpoint: Endpoint) -> None:
+        until = reported_until()
+        champion = deploy(cast, endpoint, 1, until - timedelta(minutes=2))
+        shadow = deploy(cast, endpoint, 2, until - timedelta(minutes=2), role="shadow", weight=0)
+        for second in range(1, 21):
+            roll_up(champion, until - timedelta(seconds=second), [2_000] * 5, cpu_us=5_000)
+            roll_up(shadow, until - timedelta(seconds=second), [9_000] * 5, errors=5)
+
+        response = cast.browser("analyst").get(live(endpoint), headers=HTMX)
+
+        assert response.context["tiles"].requests == 100
+        assert response.context["tiles"].error_percent == 0
+        assert [trace["name"] for trace in chart(response.text, "live-rate")["data"]] == ["v1"]
+        first, second_row = response.context["versions"]
+        assert (first.share_percent, first.sample.cpu_s_per_thousand) == (100.0, 1.0)
+        assert (second_row.is_shadow, second_row.share_percent, second_row.sample.error_percent) == (True, None, 100.0)
+        overview = cast.browser("analyst").get(reverse("monitoring:overview"), headers=HTMX)
+        assert overview.context["rows"][0]["totals"].requests == 100
+
+    def test_cpu_is_money_where_a_price_is_set(self, cast: Cast, endpoint: Endpoint, settings: Any) -> None:
+        settings.CPU_HOUR_PRICE, settings.CURRENCY = 0.036, "EUR"
+        roll_up(deploy(cast, endpoint, 1, NOON), reported_until() - timedelta(seconds=9), [1_000], cpu_us=1_000)
+        text = cast.browser("analyst").get(live(endpoint), headers=HTMX).text
+        assert "EUR per thousand" in text
+        assert '<td class="num">0.000010</td>' in text
+
+    def test_violations_are_counted_by_rule(self, cast: Cast, endpoint: Endpoint) -> None:
+        until = reported_until()
+        deployment = deploy(cast, endpoint, 1, NOON)
+        for name in ("bounded", "known"):
+            Guardrail.objects.create(endpoint=endpoint, name=name, requires="age > 0")
+        roll_up(deployment, until - timedelta(minutes=5), [1_000], guardrails={"bounded": 3, "removed": 9})
+        roll_up(deployment, until - timedelta(hours=5), [1_000], guardrails={"bounded": 4})
+        roll_up(deployment, until - timedelta(hours=25), [1_000], guardrails={"bounded": 5})
+
+        response = cast.browser("analyst").get(reverse("monitoring:guardrail-counts", args=[endpoint.name]))
+
+        counted = [(rule.name, rule.last_hour, rule.last_day) for rule in response.context["rules"]]
+        assert counted == [("bounded", 3, 7), ("known", 0, 0)]
+        assert sum(chart(response.text, "violations")["data"][0]["y"]) == 7
+        assert "7 violations in the last 24 hours" in response.text
+
     def test_the_query_count_does_not_grow_with_the_traffic(self, cast: Cast, endpoint: Endpoint) -> None:
         until = reported_until()
         for number in range(1, 4):
             deployment = deploy(cast, endpoint, number, until - timedelta(minutes=2), role="canary")
             for second in range(20):
                 roll_up(deployment, until - timedelta(seconds=second), [1_000])
-        assert queries(cast.browser("analyst"), live(endpoint), headers=HTMX) == 7
+        assert queries(cast.browser("analyst"), live(endpoint), headers=HTMX) == 8
 
 
 class TestOverview:
@@ -196,6 +238,19 @@ class TestPredictionList:
 
 
 class TestPredictionDetail:
+    def test_the_answer_and_the_shadows_stand_beside_each_other(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        answers = [{"at": 1, "request_id": "x", "row": row, "guardrails": ["bounded"]} for row in (0, 1)]
+        copies = [{"at": 1, "request_id": "x", "row": row, "role": "shadow", "outcome": "shadow"} for row in (0, 1)]
+        log.segment(endpoint, answers, **{"output.score": pa.array([0.25, 0.5])})
+        log.segment(endpoint, copies, version=2, **{"output.score": pa.array([0.75, 1.0])})
+
+        response = cast.browser("analyst").get(detail(endpoint, "x"))
+
+        beside = [[one.columns["model_version"] for one in shadows] for _, _, shadows in response.context["rows"]]
+        assert beside == [[1, 2], [1, 2]]
+        assert response.text.count("what shadows made of the same row") == 2
+        assert "bounded" in response.text
+
     def test_everything_of_a_request(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
         cast.token("data_scientist")
         token = ApiToken.objects.get()

@@ -40,6 +40,7 @@ STATES: dict[str, tuple[str, str]] = {
     "ERROR": _FAILED,
     "EXPIRED": _OFF,
     "FAILED": _FAILED,
+    "GUARDRAIL": _ATTENTION,
     "INACTIVE": _OFF,
     "LIVE": _LIVE,
     "LOADED": _DONE,

@@ -16,6 +16,8 @@ from django.db import close_old_connections, connection
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
 from apps.jobs.services import recover_jobs
+from apps.monitoring.compaction import merge_segments, remove_merged_files
+from apps.monitoring.retention import prune_segments
 from apps.monitoring.services import prune_rollups
 from apps.promotions.services import apply_promotions, expire_promotions
 
@@ -31,13 +33,16 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (recover_jobs, 5),
     (expire_promotions, 60),
     (prune_rollups, 600),
+    (merge_segments, 10),
+    (remove_merged_files, 60),
+    (prune_segments, 600),
 )
 
 
 class Command(BaseCommand):
     """Tick every second, or at once when something knocks."""
 
-    help = "Apply approved promotions, publish manifests, recover jobs, expire requests."
+    help = "Apply approved promotions, publish manifests, recover jobs, expire requests, keep the log in order."
     requires_system_checks = ()
 
     def handle(self, *args: Any, **options: Any) -> None:
