@@ -41,7 +41,7 @@ def keep_rows(actor: Actor, *, endpoint: Endpoint, wanted: LogFilter, name: str)
         raise DomainError(f"A row has {width:,} values; a dataset has at most {MAX_COLUMNS:,} columns.")
     rows = _rows(endpoint, wanted, min(MAX_ROWS, MAX_VALUES // width))
     content = _as_parquet([row for row in rows if row.keys() == newest[0].keys()])
-    file = SimpleUploadedFile(f"{endpoint.name}-log.parquet", content)
+    file: Any = SimpleUploadedFile(f"{endpoint.name}-log.parquet", content)
     file.sha256 = hashlib.sha256(content).hexdigest()
     description = f"Inputs from the inference log of {endpoint.name}"
     return upload_dataset(actor, team=endpoint.team, name=name, description=description, file=file)
