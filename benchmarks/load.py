@@ -91,25 +91,29 @@ class Target:
         return self.dialect.path.format(model=self.model.name)
 
 
-def put_load(target: Target, *, connections: int, seconds: float, settle: Callable[[], None]) -> Measurement:
+def put_load(
+    target: Target, *, connections: int, lead_in_s: float, seconds: float, settle: Callable[[], None]
+) -> Measurement:
     """Send the model's rows in turn over keep-alive connections, as fast as the answers come.
 
-    The CPU time includes what the server does after the load until ``settle`` returns: work put off is still work.
+    Rate and latencies are those of ``seconds`` after the lead-in. The CPU time is that of all requests, and includes
+    what the server does after the load until ``settle`` returns: work put off is still work.
     """
     before = cpu_seconds(process_tree(target.pid))
     with tempfile.TemporaryDirectory(prefix="countersign-load-") as folder:
         headers = _write_bodies(target, Path(folder))
-        result = _wrk(target, connections, seconds, [folder, str(len(target.model.rows)), *headers])
+        arguments = [folder, str(len(target.model.rows)), *headers]
+        lead_in, result = (_wrk(target, connections, length, arguments) for length in (lead_in_s, seconds))
     settle()
     after = cpu_seconds(process_tree(target.pid))
-    requests = max(result["requests"], 1)
+    requests = max(lead_in["requests"] + result["requests"], 1)
     return Measurement(
         rate=result["requests"] / result["seconds"],
         p50_ms=result["p50_ms"],
         p99_ms=result["p99_ms"],
         user_us=(after[0] - before[0]) / requests * 1e6,
         system_us=(after[1] - before[1]) / requests * 1e6,
-        failed=result["failed"],
+        failed=lead_in["failed"] + result["failed"],
     )
 
 
