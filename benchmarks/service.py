@@ -30,6 +30,7 @@ from inference.contracts import (
     DeploymentEntry,
     EndpointEntry,
     GuardrailRule,
+    LogSettings,
     ServingManifest,
     TokenEntry,
     sign_manifest,
@@ -46,6 +47,8 @@ GUARDRAILS: Final = (
     GuardrailRule("probabilities", "0 <= output.probabilities <= 1.0001", "flag"),
 )
 """Hold for every row of every model here."""
+PAYLOAD_CAP_BYTES: Final = 16 * 1024
+"""Rows of a table are logged whole, images as digest and shape: thousands of them in a second would fill any disk."""
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 40.0
 SHIP_TIMEOUT_S: Final = 180.0
@@ -128,6 +131,7 @@ class Service:
                 deployments=(self._deployment(number, model),),
                 access=access,
                 guardrails=GUARDRAILS,
+                log=LogSettings(payload_cap_bytes=PAYLOAD_CAP_BYTES),
             )
             for number, (name, model) in enumerate(models.items(), start=1)
         )
