@@ -28,7 +28,6 @@ FOLDER: Final = Path(__file__).resolve().parent
 YARDSTICK_SOURCE: Final = FOLDER / "yardstick" / "server.cpp"
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 10.0
-WARM_UP_S: Final = 1.0
 LIMIT_S: Final = 1.0
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
@@ -80,7 +79,7 @@ class Server(Contestant):
 
     json: Dialect = V2
     binary: Dialect | None = None
-    _is_warm = False
+    lead_in_s = 1.0
 
     @abstractmethod
     def target(self, dialect: Dialect) -> Target:
@@ -95,11 +94,10 @@ class Server(Contestant):
             return None
         target = self.target(dialect)
         check_answers(target)
-        if not self._is_warm:
-            put_load(target, connections=connections, seconds=WARM_UP_S, settle=self.settle)
-            self._is_warm = True
         self.settle()
-        measured = put_load(target, connections=connections, seconds=seconds, settle=self.settle)
+        measured = put_load(
+            target, connections=connections, lead_in_s=self.lead_in_s, seconds=seconds, settle=self.settle
+        )
         if measured.failed:
             raise CannotMeasure(f"{self.name}: {measured.failed} requests failed under load.")
         check_answers(target)
@@ -108,17 +106,17 @@ class Server(Contestant):
 
 
 class Countersign(Server):
-    """The product's inference service with its token check, log, shipper, metrics and reports."""
+    """The product's inference service with everything that it always does."""
 
     name = "ours"
     binary = V2_BINARY
+    lead_in_s = 5.0  # until the shipper has its first files, and works during the run as under lasting load
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def start(self, model: Model) -> None:
         self._model = model
-        self._is_warm = False
         self._service.publish({model.name: model})
         self._service.start()
 
@@ -132,6 +130,12 @@ class Countersign(Server):
         self._service.stop()
 
 
+class Unlogged(Countersign):
+    """The same service, except that it forgets its log."""
+
+    name = "unlogged"
+
+
 class Foreign(Server):
     """A server that is started by one command and serves one model."""
 
@@ -143,7 +147,6 @@ class Foreign(Server):
 
     def start(self, model: Model) -> None:
         self._model = model
-        self._is_warm = False
         self._port = free_port()
         folder = PEERS / self.name
         folder.mkdir(parents=True, exist_ok=True)
