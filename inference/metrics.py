@@ -181,9 +181,12 @@ class Metrics:
         known = tuple(self._meters.values())  # the next switch is prepared on another thread
         busy = [meter for meter in known if meter.new_requests or meter.run_cpu_s]
         requests = sum(meter.new_requests for meter in busy)
-        shared = max(cpu_s - self._cpu_s - sum(meter.run_cpu_s for meter in busy), 0.0) / max(requests, 1)
+        used, run = cpu_s - self._cpu_s, sum(meter.run_cpu_s for meter in busy)
+        shared = max(used - run, 0.0) / max(requests, 1)
         self._cpu_s = cpu_s
         for meter in busy:
+            # Runs on the loop's thread are timed by the wall clock, which counts more when the machine is overloaded.
+            meter.run_cpu_s *= min(used / run, 1.0) if run else 1.0
             self._flush(meter, shared * meter.new_requests)
 
     def _flush(self, meter: Meter, shared_cpu_s: float) -> None:
