@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
+from ipaddress import ip_address
 from socket import socket
 from typing import Any, Final, Protocol, cast
 
@@ -83,6 +84,11 @@ class Exchange:
         self.is_open = True  # the caller is still there
         self.buffered = 0
         self.response: bytes | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the caller is on this machine, or seems to be: a proxy here speaks for callers elsewhere."""
+        return self._connection.is_local
 
     def send(self, status: int, body: bytes, *, content_type: bytes = JSON_TYPE, headers: bytes = b"") -> None:
         """Answer. ``headers`` are complete lines, each ended by CRLF. Does nothing when the caller is gone."""
@@ -405,6 +411,12 @@ class Connection(asyncio.Protocol):
         exchange.buffered += size
         server.buffered += size
         return True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the other end is a loopback address or a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return not isinstance(peer, tuple) or ip_address(peer[0].partition("%")[0]).is_loopback
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way in or out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,6 +22,8 @@ SHOWN_BUCKETS: Final = range(1, len(LATENCY_BUCKETS_US), 2)
 """Prometheus gets one bucket per octave: half as many series, and they still merge."""
 BATCH_BOUNDS: Final = tuple(2**power for power in range(13))
 STAGES: Final = ("queue", "run", "total")
+SHARE_S: Final = 5
+"""How often a replica leaves its counts for the others."""
 MAX_ROLLUPS: Final = 50_000
 """How many rollups wait at most while the database is down; the oldest go first."""
 MAX_SAMPLES: Final = 512
@@ -40,6 +44,41 @@ class Rollup:
     cpu_us: int  # its runs, and its share of everything else that the process did
     guardrails: dict[str, int]  # rows that violated a rule
     latency_histogram: tuple[int, ...]  # by LATENCY_BUCKETS_US, of the whole time in the service
+
+
+class SharedText:
+    """What the other replicas of the machine counted: each leaves its text in a folder for whichever is asked."""
+
+    def __init__(self, folder: Path, replica_id: str) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self._own = folder / f"{replica_id}.prom"
+
+    def write(self, text: bytes) -> None:
+        """Leave this replica's own text. A full disk costs only the others' view of it."""
+        aside = self._own.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            aside.write_bytes(text)
+            aside.replace(self._own)
+
+    def merged(self, own: bytes) -> bytes:
+        """This replica's text with those of the others that were written a moment ago, family by family."""
+        texts = [own]
+        for path in sorted(self._folder.glob("*.prom")):
+            with contextlib.suppress(OSError):
+                if path != self._own and time.time() - path.stat().st_mtime < 3 * SHARE_S:
+                    texts.append(path.read_bytes())
+        families: dict[bytes, list[bytes]] = {}
+        for text in texts:
+            lines = families.setdefault(b"", [])
+            for line in text.splitlines():
+                if line.startswith(b"# TYPE "):
+                    lines = families.setdefault(line, [])
+                else:
+                    lines.append(line)
+        return b"".join(
+            b"%b\n" % line for head, lines in families.items() for line in ([head, *lines] if head else lines)
+        )
 
 
 class Histogram:

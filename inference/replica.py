@@ -24,7 +24,7 @@ from inference.contracts import ServingManifest
 from inference.dataplane import Dataplane, Served
 from inference.http import HttpLimits, HttpServer
 from inference.inference_log import Spool
-from inference.metrics import Metrics, Rollup
+from inference.metrics import SHARE_S, Metrics, Rollup, SharedText
 from inference.model_store import LoadedModel, ModelStore
 from inference.quarantine import Quarantine
 from inference.reconciler import Observed, Reconciler, Reporter
@@ -52,6 +52,8 @@ class Replica:
         self._loop = asyncio.get_running_loop()
         self._process = psutil.Process()
         self._metrics = Metrics()
+        self._others = SharedText(settings.metrics, replica_id) if settings.replicas > 1 else None
+        self._ticks = 0
         self._log = Spool(settings.spool, replica_id, cap=settings.spool_cap, seal_interval=settings.seal_interval)
         threads = min(max(os.cpu_count() or 1, 2) + 1, len(SLOW_LANES))
         self._lanes = [board.lane(lane, RunOptions()) for lane in (LOOP_LANE, *SLOW_LANES[:threads])]
@@ -64,7 +66,7 @@ class Replica:
             slow=slow,
             shadows=shadows,
         )
-        rest = RestApi(self._dataplane, self._render_metrics, settings.max_body)
+        rest = RestApi(self._dataplane, self._render_metrics, settings)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._grpc = None
         if settings.grpc_port:
@@ -130,6 +132,9 @@ class Replica:
         """Once a second: close the metrics' second, seal an idle log file, look at the backlog."""
         self._loop.call_later(1.0, self._tick)
         self._metrics.roll()
+        self._ticks += 1
+        if self._others is not None and self._ticks % SHARE_S == 0:
+            self._others.write(self._own_metrics())
         self._log.seal_if_due()
         self._log.measure_backlog()
 
@@ -176,6 +181,10 @@ class Replica:
         return [rollups.popleft() for _ in range(min(limit, len(rollups)))]
 
     def _render_metrics(self) -> bytes:
+        own = self._own_metrics()
+        return own if self._others is None else self._others.merged(own)
+
+    def _own_metrics(self) -> bytes:
         return self._dataplane.render_metrics(
             self._replica_id,
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from inference.errors import (
 )
 from inference.http import JSON_TYPE, Exchange, Head, Refused
 from inference.protocol import BatchOutputs, InferRequest, ModelCodec, checked_id, trace_context
+from inference.settings import Settings
 
 BINARY_TYPE: Final = b"application/octet-stream"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -153,11 +155,12 @@ class HttpCall(Call):
 class RestApi:
     """Answers every HTTP request of a replica."""
 
-    def __init__(self, dataplane: Dataplane, render_metrics: Callable[[], bytes], max_body: int) -> None:
+    def __init__(self, dataplane: Dataplane, render_metrics: Callable[[], bytes], settings: Settings) -> None:
         self._dataplane = dataplane
-        self._max_body = max_body
+        self._max_body = settings.max_body
         self._coders = ThreadPoolExecutor(CODERS, thread_name_prefix="content-coding")
         self._render_metrics = render_metrics
+        self._metrics_token = settings.metrics_token.encode()
         self._ids = RequestIds()
         self._paths: dict[bytes, Route | None] = {}
         self._fixed = {
@@ -272,6 +275,13 @@ class RestApi:
         _send(exchange, 200 if is_ready else 503, {"ready": is_ready})
 
     def _metrics(self, exchange: Exchange, plan: Plan) -> None:
+        expected = b"Bearer " + self._metrics_token
+        if not exchange.is_local and not (
+            self._metrics_token and hmac.compare_digest(plan.authorization or b"", expected)
+        ):
+            problem = "Metrics are told on this machine, and elsewhere to who sends the INFERENCE_METRICS_TOKEN."
+            send_error(exchange, Unauthenticated(problem))
+            return
         exchange.send(200, self._render_metrics(), content_type=METRICS_TYPE)
 
     def _model_ready(self, exchange: Exchange, plan: Plan) -> None:

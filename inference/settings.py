@@ -44,6 +44,7 @@ class Settings:
     run_timeout: float
     load_timeout: float
     model_memory: int
+    metrics_token: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -85,6 +86,7 @@ class Settings:
             run_timeout=number("INFERENCE_RUN_TIMEOUT_S", 60, 0.5, 86_400),
             load_timeout=number("INFERENCE_LOAD_TIMEOUT_S", 600, 1, 86_400),
             model_memory=int(number("INFERENCE_MODEL_MEMORY_BYTES", usable_memory() // 2, MIB, 1 << 50)),
+            metrics_token=environment.get("INFERENCE_METRICS_TOKEN", "").strip(),
         )
 
     @property
@@ -96,6 +98,11 @@ class Settings:
     def spool(self) -> Path:
         """One folder per run of a replica, holding predictions that are not in a segment yet."""
         return self.var / "spool"
+
+    @property
+    def metrics(self) -> Path:
+        """What each replica counted, for whichever of them is asked."""
+        return self.var / "run" / "metrics"
 
     @property
     def cache(self) -> Path:
