@@ -39,7 +39,7 @@ class SlowRuns:
         self._loop = asyncio.get_running_loop()
 
     def submit(self, digest: str, deployment_id: int, run: Callable[[Lane], T], done: Callable[[T], None]) -> None:
-        """Call ``run``, which must not raise, on a thread with its lane; then ``done`` with the result on the loop's."""
+        """Call ``run``, which must not raise, on a thread with its lane; then ``done`` with the result on the loop."""
         self._waiting.append(_Work(digest, deployment_id, run, done))
         self._start_next()
 

@@ -30,6 +30,7 @@ def test_shadows_get_every_request_and_never_answer(workbench: Workbench) -> Non
     )
     installation.publish()
     service = workbench.serve(installation)
+    wait_for(lambda: 'model_version="4"' in _metrics(service))  # what does not answer is loaded last
     answers = [service.infer("double", row(number, 1, 1)) for number in range(20)]
     assert [answer.json()["outputs"][0]["data"][0] for answer in answers] == [2 * number for number in range(20)]
 
@@ -59,6 +60,7 @@ def test_a_shadow_that_is_slow_and_fails_costs_the_answer_nothing(workbench: Wor
     )
     installation.publish()
     service = workbench.serve(installation)
+    wait_for(lambda: _metrics(service).count('model_version="2"') >= 2)
     asked = {"inputs": [tensor("x", "FP32", [1, 1, 1], [1.0])]}
     took = []
     with requests.Session() as session:
