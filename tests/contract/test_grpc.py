@@ -115,6 +115,12 @@ def test_every_datatype_comes_back_exactly(
     assert list(answer.raw_output_contents) == [raw]
 
 
+def test_tensors_may_have_odd_names(client: triton.InferenceServerClient) -> None:
+    x, y = models.ODD_NAMES
+    asked = client.infer("odd-names", [_input(x, [[1, 2]])], outputs=[triton.InferRequestedOutput(y)], headers=HEADERS)
+    assert asked.as_numpy(y).tolist() == [[1, 2]]
+
+
 def test_not_a_number_and_infinity_travel(client: triton.InferenceServerClient) -> None:
     result = client.infer("identity-fp32", [_input("x", [[np.nan, np.inf]])], headers=HEADERS)
     assert np.array_equal(result.as_numpy("y"), [[np.nan, np.inf]], equal_nan=True)

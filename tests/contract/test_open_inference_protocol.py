@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import struct
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import requests
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN
 from tests.inference.conftest import service as service
 from tests.inference.installation import Service, row, tensor
@@ -277,6 +280,41 @@ def test_a_model_that_fails_says_nothing_of_its_inside_and_spares_its_neighbours
     assert answer.status_code == 500
     assert answer.json() == {"error": "The model failed on these inputs."}
     assert service.infer("pick", {"inputs": [tensor("x", "INT64", [2], [1, 3])]}).json()["outputs"][0]["data"] == [1, 3]
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
+def test_tensors_may_have_odd_names(client: triton.InferenceServerClient, service: Service, is_binary: bool) -> None:
+    x, y = models.ODD_NAMES
+    asked = triton.InferInput(x, [1, 2], "FP32")
+    asked.set_data_from_numpy(np.array([[1, 2]], np.float32), binary_data=is_binary)
+    outputs = [triton.InferRequestedOutput(y, binary_data=is_binary)]
+    result = client.infer("odd-names", [asked], outputs=outputs, headers=service.headers)
+    assert result.as_numpy(y).tolist() == [[1, 2]]
+    assert x in service.infer("odd-names", _one()).json()["error"]
+
+
+def test_the_reference_client_for_asyncio(service: Service) -> None:
+    async def ask(coding: str | None) -> list[Any]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
+            assert await client.is_model_ready("double", headers=service.headers)
+            asked = triton_aio.InferInput("x", [500, 3], "FP32")
+            asked.set_data_from_numpy(np.ones((500, 3), np.float32))
+            results = await asyncio.gather(
+                *(
+                    client.infer(
+                        "double",
+                        [asked],
+                        headers=service.headers,
+                        request_compression_algorithm=coding,
+                        response_compression_algorithm=coding,
+                    )
+                    for _ in range(8)
+                )
+            )
+            return [result.as_numpy("y") for result in results]
+
+    for coding in ("gzip", "deflate", None):
+        assert all((answer == 2).all() for answer in asyncio.run(ask(coding)))
 
 
 @pytest.mark.parametrize("asked_in", ["gzip", "deflate", None])

@@ -65,6 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     installation.endpoint("scalar", models.identity("FP64", []))
     installation.endpoint("free", models.identity("FP32", ["n", "m", 2]))
     installation.endpoint("pick", models.pick())
+    installation.endpoint("odd-names", models.identity("FP32", ["n", 2], *models.ODD_NAMES))
     installation.endpoint("slow", models.slow())
     installation.endpoint("narrow", models.scale(1), limits=Limits(queue_rows=8))
     installation.endpoint("lr", models.logistic_regression())

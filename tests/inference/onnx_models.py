@@ -8,6 +8,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 OPSET = 17
+ODD_NAMES = ('a "quoted\\ name" %s/0:é', "x] 日本")
 TYPES = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,
@@ -38,9 +39,9 @@ def build(nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers:
     return model.SerializeToString()
 
 
-def identity(datatype: str, shape: list[Any]) -> bytes:
+def identity(datatype: str, shape: list[Any], x: str = "x", y: str = "y") -> bytes:
     """y = x."""
-    return build([helper.make_node("Identity", ["x"], ["y"])], [("x", datatype, shape)], [("y", datatype, shape)])
+    return build([helper.make_node("Identity", [x], [y])], [(x, datatype, shape)], [(y, datatype, shape)])
 
 
 def scale(factor: float, features: int = 3) -> bytes:
