@@ -91,7 +91,7 @@ class Install(Protocol):
     ) -> Iterable[str]:
         """Serve what is loaded and return the digests that serve now. Called on the reconciler's thread.
 
-        ``is_complete``: nothing that is to answer is still being loaded.
+        ``is_complete``: nothing that is to get traffic is still being loaded.
         """
 
 
@@ -273,7 +273,7 @@ class Reconciler(threading.Thread):
 
     def _switch(self) -> None:
         """Switch to what is loaded of the manifest. What cannot be served is reported; the store tries again."""
-        missing, missing_answers = self._store.missing(), self._store.missing(need=NEED["champion"])
+        missing, missing_traffic = self._store.missing(), self._store.missing(need=NEED["shadow"])
         models: dict[int, LoadedModel] = {}
         failed: dict[int, str] = {}
         quarantined = self._quarantined
@@ -288,7 +288,7 @@ class Reconciler(threading.Thread):
                 else:
                     if model is not None:
                         models[entry.deployment_id] = model
-        self._in_use = set(self._install(self._manifest, models, quarantined, is_complete=not missing_answers))
+        self._in_use = set(self._install(self._manifest, models, quarantined, is_complete=not missing_traffic))
         self._report(failed, is_complete=not missing)
 
     def _report(self, failed: dict[int, str], *, is_complete: bool) -> None:
