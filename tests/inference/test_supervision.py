@@ -117,7 +117,7 @@ def test_a_run_without_end_is_stopped_before_it_costs_the_process(workbench: Wor
     installation.endpoint("spin", spinning)
     installation.endpoint("spin-too", spinning)
     installation.publish()
-    service = workbench.serve(installation, INFERENCE_RUN_TIMEOUT_S="1", INFERENCE_POLL_S="0.1")
+    service = workbench.serve(installation, INFERENCE_RUN_TIMEOUT_S="2", INFERENCE_POLL_S="0.1")
     replica = service.child("replica")
     caller = Caller(service, "double")
     caller.start()
@@ -127,9 +127,8 @@ def test_a_run_without_end_is_stopped_before_it_costs_the_process(workbench: Wor
     with ThreadPoolExecutor(2) as pool:
         late = [pool.submit(service.infer, name, turns(FOR_EVER)) for name in ("spin", "spin-too")]
         time.sleep(0.3)
-        started = time.monotonic()
         assert service.infer("slow", {"inputs": [tensor("x", "FP32", [1, 1, 1], [1.0])]}).ok
-        assert time.monotonic() - started < 0.6, "one version's runs leave a thread to the others"
+        assert not any(one.done() for one in late), "one version's runs leave a thread to the others"
         assert [one.result().status_code for one in late] == [504, 504]
     for _ in range(2):  # by now quick-spin is known to be slow, and runs on a thread
         assert service.infer("quick-spin", turns(FOR_EVER)).status_code == 504
