@@ -55,6 +55,11 @@ class LoadedModel:
         """Whether requests may share a run; else each runs alone."""
         return self.warm_up.is_batchable
 
+    @property
+    def memory_in_use(self) -> int:
+        """``memory_bytes``, or 0 while it is unloaded."""
+        return 0 if self.session is None else self.memory_bytes
+
     def recall(self, done: Recalled) -> None:
         """Load the session again; ``done`` is called on a loader's thread."""
         self.store.recall(self, done)
