@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -211,18 +211,24 @@ class Dataplane:
     # -- what serves -------------------------------------------------------------------------------------------------
 
     def prepare(
-        self, manifest: ServingManifest, models: Mapping[int, LoadedModel], refused: Mapping[int, str]
+        self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
+        *,
+        pending: Collection[int],
+        refused: Mapping[int, str],
     ) -> Prepared:
         """Build what is to serve, on any one thread; requests meanwhile are served as before.
 
-        ``models``: the loaded ones by deployment id. ``refused``: why a deployment must not serve, even if it does.
-        An endpoint whose new traffic-bearing versions are not all loaded keeps its old ones, with the new access
-        list. What has not changed is kept as it is.
+        By deployment id, ``models``: the loaded ones; ``pending``: those still being loaded; ``refused``: why one must
+        not serve, even if it does. An endpoint whose new traffic-bearing versions are not all loaded keeps its old
+        ones, with the new access list; without old ones it waits for those that are pending, so that none gets more
+        than its share. What has not changed is kept as it is.
         """
         endpoints = {}
         teams: dict[str, set[str]] = {}
         for entry in manifest.endpoints:
-            endpoints[entry.name] = self._endpoint(entry, self._endpoints.get(entry.name), models, refused)
+            endpoints[entry.name] = self._endpoint(entry, self._endpoints.get(entry.name), models, pending, refused)
             for token in entry.access:
                 teams.setdefault(token.digest, set()).add(entry.team)
         served = [one for endpoint in endpoints.values() for one in endpoint.served]
@@ -240,20 +246,25 @@ class Dataplane:
         entry: EndpointEntry,
         old: Endpoint | None,
         models: Mapping[int, LoadedModel],
+        pending: Collection[int],
         refused: Mapping[int, str],
     ) -> Endpoint:
         wanted = [models.get(one.deployment_id) for one in entry.deployments]
         if old is not None and old.entry is entry and [one.model for one in old.served] == wanted:
             return old  # by far the most, and so worth the haste
         chosen = [one for one in entry.deployments if one.deployment_id in models]
-        if old is not None and any(
-            one.weight > 0 and one.deployment_id not in models and one.deployment_id not in refused
+        lacking = [
+            one.deployment_id
             for one in entry.deployments
-        ):
-            kept = [one for one in old.served if one.entry.deployment_id not in refused]
+            if one.weight > 0 and one.deployment_id not in models and one.deployment_id not in refused
+        ]
+        if lacking:
+            kept = [one for one in old.served if one.entry.deployment_id not in refused] if old is not None else []
             if any(one.entry.weight > 0 for one in kept):
                 models = {one.entry.deployment_id: one.model for one in kept}
                 chosen = [one.entry for one in kept]
+            elif any(key in pending for key in lacking):
+                chosen = [one for one in chosen if one.weight == 0]
         served = [self._served(entry, one, models[one.deployment_id], old) for one in chosen]
         reasons = {
             str(one.model_version): refused[one.deployment_id]
@@ -301,7 +312,7 @@ class Dataplane:
     def render_metrics(self, replica_id: str, gauges: dict[str, float]) -> bytes:
         """Prometheus text; ``gauges`` are values of the whole replica."""
         served = [one for endpoint in self._endpoints.values() for one in endpoint.served]
-        versions = [(one.meter, one.batcher.queued_rows, one.model.memory_bytes) for one in served]
+        versions = [(one.meter, one.batcher.queued_rows, one.model.memory_in_use) for one in served]
         return self._metrics.render(replica_id, gauges, versions)
 
     # -- requests ----------------------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class LoadedModel:
         """Whether requests may share a run; else each runs alone."""
         return self.warm_up.is_batchable
 
+    @property
+    def memory_in_use(self) -> int:
+        """``memory_bytes``, or 0 while it is unloaded."""
+        return 0 if self.session is None else self.memory_bytes
+
     def recall(self, done: Recalled) -> None:
         """Load the session again; ``done`` is called on a loader's thread."""
         self.store.recall(self, done)
@@ -97,6 +102,7 @@ class ModelStore:
         self._measuring = threading.Lock()
         self._trimmed_at = 0.0
         self._must_trim = False
+        self._is_closed = False
         for lane in LOAD_LANES:
             threading.Thread(target=self._serve, args=(board.lane(lane),), name=f"loader-{lane}", daemon=True).start()
 
@@ -163,10 +169,16 @@ class ModelStore:
             self._artifacts.keep(kept)
             self._cached = kept
 
+    def close(self) -> None:
+        """Load nothing more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
     # -- on the loaders' threads -------------------------------------------------------------------------------------
 
     def _serve(self, lane: Lane) -> None:
-        while True:
+        while not self._is_closed:
             with self._changed:
                 task = self._next()
                 if task is None:
@@ -181,6 +193,8 @@ class ModelStore:
             self._trim_if_due()
 
     def _next(self) -> LoadedModel | DeploymentEntry | None:
+        if self._is_closed:
+            return None
         for model in self._recalls:
             if model.digest not in self._loading:
                 return model

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,11 +87,17 @@ class Install(Protocol):
     """Switches the dataplane."""
 
     def __call__(
-        self, manifest: ServingManifest, models: dict[int, LoadedModel], refused: dict[int, str], *, is_complete: bool
+        self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
+        *,
+        pending: Collection[int],
+        refused: Mapping[int, str],
+        is_complete: bool,
     ) -> Iterable[str]:
-        """Serve what is loaded and return the digests that serve now. Called on the reconciler's thread.
+        """``Dataplane.prepare`` and ``switch``; returns the digests that serve now. Called on the reconciler's thread.
 
-        ``is_complete``: nothing that is to answer is still being loaded.
+        ``is_complete``: nothing that is to get traffic is still being loaded.
         """
 
 
@@ -273,22 +279,29 @@ class Reconciler(threading.Thread):
 
     def _switch(self) -> None:
         """Switch to what is loaded of the manifest. What cannot be served is reported; the store tries again."""
-        missing, missing_answers = self._store.missing(), self._store.missing(need=NEED["champion"])
+        missing, missing_traffic = self._store.missing(), self._store.missing(need=NEED["shadow"])
         models: dict[int, LoadedModel] = {}
         failed: dict[int, str] = {}
-        quarantined = self._quarantined
+        pending: set[int] = set()
         for endpoint in self._manifest.endpoints:
             for entry in endpoint.deployments:
-                if entry.deployment_id in quarantined:
+                key = entry.deployment_id
+                if key in self._quarantined:
                     continue
                 try:
                     model = self._store.find(entry, endpoint.limits)
                 except Exception as error:
-                    failed[entry.deployment_id] = reason(error)
+                    failed[key] = reason(error)
                 else:
-                    if model is not None:
-                        models[entry.deployment_id] = model
-        self._in_use = set(self._install(self._manifest, models, quarantined, is_complete=not missing_answers))
+                    if model is None:
+                        pending.add(key)
+                    else:
+                        models[key] = model
+        self._in_use = set(
+            self._install(
+                self._manifest, models, pending=pending, refused=self._quarantined, is_complete=not missing_traffic
+            )
+        )
         self._report(failed, is_complete=not missing)
 
     def _report(self, failed: dict[int, str], *, is_complete: bool) -> None:

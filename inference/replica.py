@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from socket import socket
 from typing import Any, Final
@@ -151,10 +151,16 @@ class Replica:
                 lane.stop_if_asked()
 
     def _install(
-        self, manifest: ServingManifest, models: dict[int, LoadedModel], refused: dict[int, str], *, is_complete: bool
+        self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
+        *,
+        pending: Collection[int],
+        refused: Mapping[int, str],
+        is_complete: bool,
     ) -> Iterable[str]:
         """Called on the reconciler's thread: prepare there, switch on the loop's thread and wait for it."""
-        prepared = self._dataplane.prepare(manifest, models, refused)
+        prepared = self._dataplane.prepare(manifest, models, pending=pending, refused=refused)
         done: Future[None] = Future()
 
         def switch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,17 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[..., Bench]:
-    """Makes a bench."""
-    return lambda **keywords: Bench(tmp_path, **keywords)
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Makes the test's bench."""
+    benches: list[Bench] = []
+
+    def make(**keywords: Any) -> Bench:
+        benches.append(Bench(tmp_path, **keywords))
+        return benches[-1]
+
+    yield make
+    for one in benches:
+        one.store.close()
 
 
 def recall(model: LoadedModel) -> Session | InferenceError:
