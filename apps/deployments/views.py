@@ -69,13 +69,9 @@ def endpoint_create(request: HttpRequest) -> HttpResponse:
 def endpoint_detail(request: HttpRequest, name: str) -> HttpResponse:
     """What should serve, what does, how fast, and what came before."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    split = Split.of(endpoint)
-    champion = split.champion
-    context = {
-        "endpoint": endpoint,
-        "champion": champion,
-        "split": split,
-        "observed": observe(champion),
+    context = _state(endpoint)
+    champion = context["champion"]
+    context |= {
         "rollback_target": services.rollback_target(endpoint),
         "history": endpoint.deployments.select_related("model_version__model")[:20],
         "inference_url": request.build_absolute_uri("/").rstrip("/"),
@@ -89,9 +85,7 @@ def endpoint_detail(request: HttpRequest, name: str) -> HttpResponse:
 def endpoint_state(request: HttpRequest, name: str) -> HttpResponse:
     """The desired-and-observed card alone; it polls itself."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    split = Split.of(endpoint)
-    context = {"endpoint": endpoint, "champion": split.champion, "split": split, "observed": observe(split.champion)}
-    return render(request, "deployments/_state.html", context)
+    return render(request, "deployments/_state.html", _state(endpoint))
 
 
 @require_http_methods(["GET", "POST"])
@@ -190,7 +184,7 @@ def endpoint_settings(request: HttpRequest, name: str) -> HttpResponse:
             else:
                 messages.success(request, "Saved. The inference service follows within seconds.")
                 return redirect("deployments:endpoint-settings", name=endpoint.name)
-    context = {"endpoint": endpoint, "form": form}
+    context = {"endpoint": endpoint, "form": form, "champion": services.current_champion(endpoint)}
     return render(request, "deployments/endpoint_settings.html", context, status=422 if form.errors else 200)
 
 
@@ -230,6 +224,18 @@ def guardrail_remove(request: HttpRequest, name: str, pk: int) -> HttpResponse:
     return redirect("deployments:guardrail-list", name=endpoint.name)
 
 
+def _state(endpoint: Endpoint) -> dict[str, Any]:
+    """What is to serve, and what the replicas say of each of it."""
+    split, fleet = Split.of(endpoint), Fleet.read()
+    return {
+        "endpoint": endpoint,
+        "champion": split.champion,
+        "split": split,
+        "observed": observe(split.champion, fleet),
+        "serving": [(row, observe(row, fleet)) for row in (*split.answering, *split.shadows)],
+    }
+
+
 def _traffic_page(
     request: HttpRequest,
     endpoint: Endpoint,
@@ -246,6 +252,7 @@ def _traffic_page(
         "split": split,
         "split_form": split_form or fresh,
         "answering": [(row, observe(row, fleet), field) for row, field in (split_form or fresh).rows()],
+        "is_changeable": len(split.answering) > 1 and request.actor.can("deployments.operate"),
         "shadows": [(row, observe(row, fleet)) for row in split.shadows],
         "shadow_form": shadow_form or ShadowForm(versions=_shadow_candidates(endpoint)),
         "rollback_target": services.rollback_target(endpoint),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from django.http import StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers, status
@@ -15,6 +16,7 @@ from apps.accounts.models import slug_validator
 from apps.core.errors import NotFound
 from apps.deployments.models import Endpoint
 from apps.evaluation.models import DatasetVersion
+from apps.monitoring.export import CONTENT_TYPE, as_document, export_lines
 from apps.monitoring.forms import LogFilterForm, read_filter
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, read_log
 from apps.monitoring.log_samples import keep_rows
@@ -29,11 +31,7 @@ class PredictionSerializer(serializers.Serializer[Prediction]):
 
     def to_representation(self, instance: Prediction) -> dict[str, Any]:
         """One flat object for the columns that every prediction has."""
-        return instance.columns | {
-            "received_at": instance.received_at,
-            "inputs": {tensor.name: tensor.json for tensor in instance.inputs},
-            "outputs": {tensor.name: tensor.json for tensor in instance.outputs},
-        }
+        return as_document(instance)
 
 
 class LogPageSerializer(serializers.Serializer[LogPage]):
@@ -123,6 +121,26 @@ class KeptRowsViewSet(ViewSet):
             name=serializer.validated_data["dataset"],
         )
         return Response(KeptRowsSerializer(version).data, status=status.HTTP_201_CREATED)
+
+
+class PredictionExportViewSet(ViewSet):
+    """Predictions of one endpoint as JSON Lines, with the filters of the list."""
+
+    permissions: ClassVar[dict[str, str]] = {"list": "team.view"}
+
+    @extend_schema(
+        parameters=[OpenApiParameter(name, str) for name in (*LogFilterForm.base_fields, "before")],
+        responses={(200, CONTENT_TYPE): str},
+    )
+    def list(self, request: Request, endpoint_name: str) -> StreamingHttpResponse:
+        """At most 100,000 predictions, newest first; the last line says how many, and where the next export begins."""
+        before = request.query_params.get("before", "")
+        lines = export_lines(
+            _endpoint(request, endpoint_name),
+            read_filter(request.query_params),
+            LogKey.parse(before) if before else None,
+        )
+        return StreamingHttpResponse(lines, content_type=CONTENT_TYPE)
 
 
 def _endpoint(request: Request, name: str) -> Endpoint:

@@ -137,7 +137,8 @@ def _deployments(endpoint: Endpoint, since: datetime) -> list[Deployment]:
     """The newest deployments that were active within the window: what answered, then the shadows."""
     rows = endpoint.deployments.filter(Q(retired_at=None) | Q(retired_at__gt=since))
     rows = rows.select_related("model_version__model").order_by("-pk")
-    answering = rows.exclude(role=DeploymentRole.SHADOW)[:MAX_LINES]
+    newest = rows.exclude(role=DeploymentRole.SHADOW)[:MAX_LINES]
+    answering = sorted(newest, key=lambda row: (row.retired_at is not None, row.role != DeploymentRole.CHAMPION))
     return [*answering, *rows.shadows()[:MAX_LINES]]
 
 

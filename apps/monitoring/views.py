@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
@@ -19,6 +19,7 @@ from apps.core.permissions import require
 from apps.deployments.manifest import CONSOLE_TOKEN_ID
 from apps.deployments.models import Deployment, Endpoint
 from apps.monitoring.charts import sparkline, violation_chart
+from apps.monitoring.export import CONTENT_TYPE, export_lines
 from apps.monitoring.forms import KeepRowsForm, LogFilterForm, read_filter
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
@@ -107,6 +108,17 @@ def rows_keep(request: HttpRequest, name: str) -> HttpResponse:
             messages.success(request, f"Kept as {version}. It is being read.")
             return redirect(version)
     return render(request, "monitoring/prediction_list.html", _log_context(request, endpoint, form), status=422)
+
+
+@require_GET
+@require("team.view")
+def prediction_export(request: HttpRequest, name: str) -> StreamingHttpResponse:
+    """The predictions that fit the query string, as JSON Lines."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    before = request.GET.get("before", "")
+    lines = export_lines(endpoint, read_filter(request.GET), LogKey.parse(before) if before else None)
+    headers = {"Content-Disposition": f'attachment; filename="{endpoint.name}-predictions.jsonl"'}
+    return StreamingHttpResponse(lines, content_type=CONTENT_TYPE, headers=headers)
 
 
 @require_GET

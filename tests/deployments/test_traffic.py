@@ -110,7 +110,7 @@ def test_a_rollback_takes_the_canary_out_before_it_touches_the_champion(stage: S
     second = stage.promoted()
     stage.promoted(initial_weight=10)
     page = stage.cast.browser("operator").get(f"/endpoints/{stage.endpoint.name}/").content.decode()
-    assert f"out: {second.model_version} answers all" in page
+    assert f"out: v{second.model_version.number} answers all" in page
     back = services.roll_back(stage.operator, endpoint=stage.endpoint)
     assert (back.pk, back.weight) == (second.pk, 100)
     assert services.roll_back(stage.operator, endpoint=stage.endpoint).model_version == stage.champion.model_version

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pyarrow as pa
 import pytest
 from django.urls import reverse
 
 from apps.deployments.models import Endpoint
+from apps.monitoring import export
 from tests.conftest import Cast
 from tests.monitoring.conftest import Log, rows
 
@@ -30,6 +34,43 @@ def test_pages_of_predictions(cast: Cast, endpoint: Endpoint, log: Log) -> None:
     assert len(second["results"]) == 11
     assert second["next"] is None
     assert len(api.get(url(endpoint), {"outcome": "failed"}).json()["results"]) == 1
+
+
+def exported(answer: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in b"".join(answer.streaming_content).splitlines()]
+
+
+def test_a_span_is_exported_as_json_lines(cast: Cast, endpoint: Endpoint, log: Log) -> None:
+    log.segment(endpoint, rows(*range(60)), is_old=True)
+    log.segment(endpoint, rows(100, outcome="failed"))
+    address = reverse("api:prediction-export-list", args=[endpoint.name])
+    span = {"since": "2026-03-04T12:00:10Z", "until": "2026-03-04T12:00:39Z"}
+
+    answer = cast.api("analyst").get(address, span)
+
+    assert answer["Content-Type"] == "application/x-ndjson"
+    *predictions, last = exported(answer)
+    assert [one["request_id"] for one in predictions] == [f"r{second}" for second in range(39, 9, -1)]
+    assert predictions[0]["inputs"] == {"age": 39.0}
+    assert last == {"rows": 30, "next": None, "unreadable_segments": [], "error": None}
+    page = cast.browser("analyst").get(reverse("monitoring:prediction-export", args=[endpoint.name]))
+    assert len(exported(page)) == 62
+    assert cast.api("analyst").get(address, {"since": "x"}).status_code == 422
+
+
+def test_an_export_ends_somewhere_and_says_where(
+    cast: Cast, endpoint: Endpoint, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.segment(endpoint, rows(*range(25)))
+    monkeypatch.setattr(export, "MAX_ROWS", 10)
+    monkeypatch.setattr(export, "_PAGE", 4)
+    api, address = cast.api("analyst"), reverse("api:prediction-export-list", args=[endpoint.name])
+    *found, last = exported(api.get(address))
+    while last["next"]:
+        *more, last = exported(api.get(address, {"before": last["next"]}))
+        assert len(more) <= 10
+        found += more
+    assert [one["request_id"] for one in found] == [f"r{second}" for second in range(24, -1, -1)]
 
 
 def test_one_request_with_its_tensors(cast: Cast, endpoint: Endpoint, log: Log) -> None:
