@@ -89,7 +89,7 @@ def why_not_sound(step: dict[str, Any]) -> str:
 
 
 def why_inconclusive(step: dict[str, Any], host: dict[str, Any]) -> str:
-    """Why a step that is too slow says little; empty if it had the host for itself. One that is fast enough needs not."""
+    """Why a step that is too slow proves little; empty if it had the host for itself."""
     if step["other_cores"] <= BUSY_HOST * host["cores"]:
         return ""
     return f"others used {step['other_cores']:.1f} of {host['cores']} cores meanwhile: repeat it when the host is quiet"
