@@ -87,8 +87,8 @@ def test_a_version_is_driven_by_its_job_and_shown(cast: Cast) -> None:
         "max_concurrency": 1,
         "step_s": 1,
         "arrivals": "constant",
-        "slo_rate": "50",
-        "slo_p99_ms": "5000",
+        "slo_rate": "20",
+        "slo_p99_ms": "60000",
         "cpu_hour_price": "0.04",
         "slo_cost": "0.0000000001",
     }
@@ -101,8 +101,7 @@ def test_a_version_is_driven_by_its_job_and_shown(cast: Cast) -> None:
     job = runner.run_inline(test.job)
     assert job.state == "SUCCEEDED", job.message + job.log_tail
     test.refresh_from_db()
-    assert test.capacity is not None
-    assert test.capacity > 50
+    assert (test.capacity or 0) > 20
     assert test.result["distinct_requests"] == 40
     assert [line["is_met"] for line in test.result["slo"]] == [True, False]
     assert test.is_slo_met is False
