@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.utils import IntegrityError
 from django.test.utils import CaptureQueriesContext
@@ -98,8 +100,11 @@ def test_a_version_is_driven_by_its_job_and_shown(cast: Cast) -> None:
     assert test.features == ["a", "b", "c"]  # all but the last: the model takes three columns
     assert "hx-trigger" in analyst.get(answer.url).content.decode()
     assert test.job is not None
+    left = Path(settings.FILE_UPLOAD_TEMP_DIR) / "load-test-of-a-killed-job"
+    (left / "spool").mkdir(parents=True)
     job = runner.run_inline(test.job)
     assert job.state == "SUCCEEDED", job.message + job.log_tail
+    assert not list(left.parent.glob("load-test-*"))
     test.refresh_from_db()
     assert (test.capacity or 0) > 20
     assert test.result["distinct_requests"] == 40
