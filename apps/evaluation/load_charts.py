@@ -164,7 +164,9 @@ def _costs(step: dict[str, Any]) -> list[Any]:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.3g} ms"
+    if value is None:
+        return "–"
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _callers(count: int) -> str:
