@@ -254,10 +254,10 @@ class Peer(Foreign):
         wanted = requirements.read_bytes()
         if installed.exists() and installed.read_bytes() == wanted:
             return
-        pip = [self._python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--requirement"]
         for command in (
-            [sys.executable, "-m", "venv", "--clear", self._venv],
-            [*pip, "--requirement", requirements],
+            [sys.executable, "-m", "venv", "--clear", str(self._venv)],
+            [str(self._python), *install, str(requirements)],
         ):
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
             if finished.returncode:
