@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from tritonclient.http import InferInput
@@ -15,7 +15,7 @@ from tritonclient.http.aio import InferenceServerClient
 
 CONNECTIONS: Final = 32
 COLUMNS: Final = 3
-STOP_TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 60.0
 MAX_FAILURES: Final = 20  # told in words; all are counted
 
 
@@ -51,17 +51,21 @@ class Callers:
         self._process = context.Process(target=_run, args=(address, endpoint, token, other), daemon=True)
 
     def start(self) -> None:
-        """Begin to call."""
+        """Begin to call; returns when answers come. Raises ``TimeoutError`` when none do."""
         self._process.start()
+        self._receive("begin")
 
     def stop(self) -> Calls:
         """Let requests under way finish. Raises ``TimeoutError`` when the callers do not answer."""
         self._pipe.send(None)
-        if not self._pipe.poll(STOP_TIMEOUT_S):
-            raise TimeoutError("The callers do not stop.")
-        calls: Calls = self._pipe.recv()
-        self._process.join(STOP_TIMEOUT_S)
+        calls: Calls = self._receive("stop")
+        self._process.join(TIMEOUT_S)
         return calls
+
+    def _receive(self, what: str) -> Any:
+        if not self._pipe.poll(TIMEOUT_S):
+            raise TimeoutError(f"The callers do not {what}.")
+        return self._pipe.recv()
 
 
 def _run(address: str, endpoint: str, token: str, pipe: Connection) -> None:
@@ -73,7 +77,11 @@ async def _call_all(address: str, endpoint: str, token: str, pipe: Connection) -
     asyncio.get_running_loop().add_reader(pipe.fileno(), stopping.set)
     async with InferenceServerClient(address, conn_limit=CONNECTIONS) as client:
         callers = (_call(client, endpoint, token, seed, calls, stopping) for seed in range(CONNECTIONS))
-        await asyncio.gather(*callers)
+        running = asyncio.gather(*callers)
+        while not (calls.answered or calls.failed):
+            await asyncio.sleep(0.01)
+        pipe.send(None)
+        await running
     asyncio.get_running_loop().remove_reader(pipe.fileno())
     return calls
 

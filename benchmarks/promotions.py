@@ -33,7 +33,8 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent
 ENDPOINT: Final = "switching"
 PAIRS: Final = 100
 START_TIMEOUT_S: Final = 180.0
-LEAD_OUT_S: Final = 1.0
+DWELL_S: Final = 0.1
+"""For requests that must get the new version, because they are sent after the switch was reported done."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,6 @@ def _measure(product: Product, pairs: int) -> bool:
         for _ in range(pairs):
             switches.append(_timed("promotion", 2, lambda: people.promote(second, endpoint)))
             switches.append(_timed("rollback", 1, lambda: people.roll_back(endpoint)))
-        time.sleep(LEAD_OUT_S)
     finally:
         calls = callers.stop()
     for kind in ("promotion", "rollback"):
@@ -126,7 +126,9 @@ def find_stale(calls: Sequence[Call], switches: Sequence[Switch]) -> list[Call]:
 def _timed(kind: str, model_version: int, switch: Callable[[], None]) -> Switch:
     began_at = time.monotonic()
     switch()
-    return Switch(kind, began_at, time.monotonic(), model_version)
+    done_at = time.monotonic()
+    time.sleep(DWELL_S)
+    return Switch(kind, began_at, done_at, model_version)
 
 
 def _report_latencies(kind: str, seconds: Sequence[float]) -> None:
