@@ -52,7 +52,7 @@ BENCHES: Final = (
     Bench("cnn-binary", "cnn", {"limit": 0.6}, is_binary=True),
 )
 LOGGING: Final = Bench("logging", "lr", {"unlogged": 0.95}, added_p99_ms=2.0)
-LOGGING_ROUNDS: Final = 3  # for each round of the others: a small difference needs many runs
+LOGGING_ROUNDS: Final = 2  # for each round of the others: a small difference needs many runs
 
 
 @dataclass

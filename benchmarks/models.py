@@ -110,7 +110,8 @@ def _convolutions() -> tuple[bytes, Array]:
     """Three strided convolutions on 3×64×64, a pool and ten classes; random weights cost what trained ones do."""
     random = np.random.default_rng(SEED)
     channels = (3, 16, 32, 64)
-    weights, nodes, last = {}, [], INPUT
+    weights: dict[str, Array] = {}
+    nodes, last = [], INPUT
     for layer, (taken, given) in enumerate(pairwise(channels), start=1):
         weights |= {f"w{layer}": random.normal(0, 0.2, (given, taken, 3, 3)), f"b{layer}": random.normal(0, 0.1, given)}
         nodes += [

@@ -37,7 +37,7 @@ from benchmarks.service import Service
 
 ENDPOINTS: Final = (1, 10, 100, 1000)
 CONNECTIONS: Final = 32
-LEAD_IN_S: Final = 5.0
+LEAD_IN_S: Final = 4.0
 SECONDS: Final = 3.0
 ROUNDS: Final = 3
 CHECKED_ENDPOINTS: Final = 10
@@ -108,7 +108,6 @@ def _measure_processes(service: Service) -> bool:
 def _put_load(service: Service, models: Sequence[Model]) -> Measurement:
     for model in random.Random(number := len(models)).sample(models, min(number, CHECKED_ENDPOINTS)):
         check_answers(Target(service.url, model, V2, service.headers, service.pid))
-    service.settle()
     names = [model.name for model in models]
     target = Target(service.url, models[0], V2, service.headers, service.pid, names)
     measured = put_load(target, connections=CONNECTIONS, lead_in_s=LEAD_IN_S, seconds=SECONDS, settle=service.settle)

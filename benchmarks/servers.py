@@ -94,14 +94,14 @@ class Server(Contestant):
             return None
         target = self.target(dialect)
         check_answers(target)
-        self.settle()
-        measured = put_load(
-            target, connections=connections, lead_in_s=self.lead_in_s, seconds=seconds, settle=self.settle
-        )
+
+        def finish() -> None:
+            check_answers(target)
+            self.settle()
+
+        measured = put_load(target, connections=connections, lead_in_s=self.lead_in_s, seconds=seconds, settle=finish)
         if measured.failed:
             raise CannotMeasure(f"{self.name}: {measured.failed} requests failed under load.")
-        check_answers(target)
-        self.settle()
         return measured
 
 
@@ -110,7 +110,7 @@ class Countersign(Server):
 
     name = "ours"
     binary = V2_BINARY
-    lead_in_s = 5.0  # until the shipper has its first files, and works during the run as under lasting load
+    lead_in_s = 4.0  # until the shipper has its first files, and works during the run as under lasting load
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -254,10 +254,10 @@ class Peer(Foreign):
         wanted = requirements.read_bytes()
         if installed.exists() and installed.read_bytes() == wanted:
             return
-        pip = [self._python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--requirement"]
         for command in (
-            [sys.executable, "-m", "venv", "--clear", self._venv],
-            [*pip, "--requirement", requirements],
+            [sys.executable, "-m", "venv", "--clear", str(self._venv)],
+            [str(self._python), *install, str(requirements)],
         ):
             finished = subprocess.run(command, capture_output=True, text=True, check=False)
             if finished.returncode:
