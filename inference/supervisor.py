@@ -75,6 +75,7 @@ class Child:
         try:
             self._process.wait(max(until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
+            logger.error("%s did not stop in time and is killed.", self.name)
             self._process.kill()
             self._process.wait()
 

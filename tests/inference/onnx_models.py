@@ -162,14 +162,21 @@ def spin(layers: int = 0, width: int = 250) -> bytes:
     )
 
 
-def heavy(megabytes: int, seed: int = 0) -> bytes:
-    """y = x plus the first number of a weight of this size, for FP32 rows of one feature."""
-    weight = np.full((megabytes * 2**18,), seed, np.float32)
+def heavy(megabytes: int, seed: int = 0, parts: int = 1) -> bytes:
+    """y = x + seed, for FP32 rows of one feature, with so many useless weights, in ``parts`` pieces."""
+    nodes = [helper.make_node("Add", ["x", "seed"], ["h0"])]
+    for part in range(parts):
+        nodes.append(helper.make_node("Gather", [f"weight{part}", "index"], [f"first{part}"]))
+        nodes.append(helper.make_node("Add", [f"h{part}", f"first{part}"], [f"h{part + 1}"]))
+    nodes.append(helper.make_node("Identity", [f"h{parts}"], ["y"]))
+    weights = {f"weight{part}": np.zeros(megabytes * 2**18 // parts, np.float32) for part in range(parts)}
+    for part, weight in enumerate(weights.values()):
+        weight[1:] = part + 1  # else ONNX Runtime keeps one of several that are equal
     return build(
-        [helper.make_node("Gather", ["weight", "index"], ["first"]), helper.make_node("Add", ["x", "first"], ["y"])],
+        nodes,
         [("x", "FP32", ["n", 1])],
         [("y", "FP32", ["n", 1])],
-        {"weight": weight, "index": np.array([0], np.int64)},
+        {**weights, "seed": np.array([seed], np.float32), "index": np.array([0], np.int64)},
     )
 
 

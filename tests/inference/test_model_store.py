@@ -182,7 +182,7 @@ def crowded(workbench: Workbench) -> Service:
     """Three times as many models as there is memory for."""
     installation = workbench.installation()
     for number in range(COUNT):
-        installation.endpoint(f"m{number}", models.heavy(SIZE_MB, number))
+        installation.endpoint(f"m{number}", models.heavy(SIZE_MB, number, parts=100))
     installation.endpoint("small", models.scale(2))
     installation.publish()
     return workbench.serve(installation, INFERENCE_MODEL_MEMORY_BYTES=str((ROOM * SIZE_MB + 2) * MIB))

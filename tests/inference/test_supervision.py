@@ -152,6 +152,8 @@ def test_a_drain_ends_in_time_whatever_hangs(workbench: Workbench, layers: int) 
     assert service.stop() == 0
     assert time.monotonic() - started < 1 + 3 + 2 + 0.5  # with the default drain timeout: less than 30 s
     thread.join()
+    is_deaf = layers == 0  # a loop that hangs hears no signal
+    assert ("did not stop in time and is killed" in service.log.read_text()) == is_deaf
 
 
 def test_the_file_takes_a_version_out_of_service_while_it_serves(workbench: Workbench) -> None:
