@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -28,7 +28,12 @@ class Split:
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
         """As it is now."""
-        rows = endpoint.deployments.active().with_versions().order_by("pk")
+        return cls.among(endpoint.deployments.active().with_versions().order_by("pk"))
+
+    @classmethod
+    def among(cls, rows: Iterable[Deployment]) -> Self:
+        """The split that an endpoint's active deployments make, the oldest first."""
+        rows = list(rows)
         answering = sorted((row for row in rows if row.role != DeploymentRole.SHADOW), key=_is_canary)
         return cls(answering, [row for row in rows if row.role == DeploymentRole.SHADOW])
 

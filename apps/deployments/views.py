@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any, Final
 
 from django.contrib import messages
@@ -38,13 +39,15 @@ _MAX_CANDIDATES: Final = 500
 @require("team.view")
 def endpoint_list(request: HttpRequest) -> HttpResponse:
     """The team's endpoints with what serves on each."""
-    champions = Deployment.objects.for_team(request.team).active().champions()
-    by_endpoint = {row.endpoint_id: row for row in champions.select_related("model_version__model")}
+    active = Deployment.objects.for_team(request.team).active().select_related("model_version__model")
+    by_endpoint: dict[int, list[Deployment]] = defaultdict(list)
+    for deployment in active.order_by("pk"):
+        by_endpoint[deployment.endpoint_id].append(deployment)
     fleet = Fleet.read()
     rows = []
     for endpoint in Endpoint.objects.for_team(request.team)[:500]:
-        champion = by_endpoint.get(endpoint.pk)
-        rows.append({"endpoint": endpoint, "champion": champion, "observed": observe(champion, fleet)})
+        split = Split.among(by_endpoint[endpoint.pk])
+        rows.append({"endpoint": endpoint, "split": split, "observed": observe(split.champion, fleet)})
     return render(request, "deployments/endpoint_list.html", {"rows": rows})
 
 
