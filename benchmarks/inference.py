@@ -178,29 +178,26 @@ def _run(
             else:
                 own.measured += [measured] if measured else []
     ours = runs.pop("ours")
-    results = [_result(bench, name, ours, theirs) for name, theirs in runs.items() if theirs.measured or theirs.problem]
+    results = [compare(bench, name, ours, theirs) for name, theirs in runs.items() if theirs.measured or theirs.problem]
     for result in results:
         print(json.dumps(result), flush=True)
     return results
 
 
-def _result(bench: Bench, name: str, ours: Runs, theirs: Runs) -> dict[str, Any]:
+def compare(bench: Bench, name: str, ours: Runs, theirs: Runs) -> dict[str, Any]:
+    """The result against the opponent ``name``; ``holds`` says whether what is promised was shown."""
     floor = bench.floors.get(name)
     result: dict[str, Any] = {"bench": bench.name, "against": name, "floor": floor}
     if problem := ours.problem or theirs.problem:
-        # What cannot be measured has not been shown, except where nothing is promised.
-        return result | {"ours": None, "peer": None, "ratio": None, "problem": problem, "holds": floor is None}
+        is_excused = floor is None and not ours.problem
+        return result | {"ours": None, "peer": None, "ratio": None, "problem": problem, "holds": is_excused}
     ratio = ours.rate / theirs.rate
     details = {"ours_detail": ours.summary(), "peer_detail": theirs.summary()}
     added_p99_ms = details["ours_detail"]["p99_ms"] - details["peer_detail"]["p99_ms"]
-    return result | {
-        "ours": round(ours.rate),
-        "peer": round(theirs.rate),
-        "ratio": round(ratio, 3),
-        "holds": (floor is None or ratio >= floor)
-        and (bench.added_p99_ms is None or added_p99_ms <= bench.added_p99_ms),
-        **details,
-    }
+    is_fast = floor is None or ratio >= floor
+    is_smooth = bench.added_p99_ms is None or added_p99_ms <= bench.added_p99_ms
+    rates = {"ours": round(ours.rate), "peer": round(theirs.rate), "ratio": round(ratio, 3)}
+    return result | rates | {"holds": is_fast and is_smooth} | details
 
 
 def _print_table(results: Sequence[dict[str, Any]]) -> None:
