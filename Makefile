@@ -21,7 +21,7 @@ check: venv
 	@$(CHECK_ENV) $(PYTHON) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
 bench: venv
-	@status=0; for part in startup inference; do $(PYTHON) -m benchmarks.$$part || status=1; done; exit $$status
+	@status=0; for part in startup inference scaling promotions; do $(PYTHON) -m benchmarks.$$part || status=1; done; exit $$status
 
 storm: venv
 	@exec $(PYTHON) -m benchmarks.storm

@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
 from benchmarks.load import LOAD_CORE, CannotMeasure, Measurement, check_machine
-from benchmarks.models import make_model
-from benchmarks.servers import PEER_SERVERS, Contestant, Countersign, Limit, Yardstick
-from benchmarks.service import Service
+from benchmarks.models import Model, make_model
+from benchmarks.servers import PEER_DIALECTS, Contestant, Countersign, Limit, Peer, Unlogged, Yardstick
+from benchmarks.service import UNLOGGED, Service
 
 CONNECTIONS: Final = 32
 ROUNDS: Final = 3
@@ -29,13 +32,14 @@ SECONDS: Final = 3.0
 
 @dataclass(frozen=True)
 class Bench:
-    """One kind of request. ``floors``: by which factor at least the product has to reach an opponent's rate."""
+    """One kind of request. ``floors``: the least ratio of the product's rate to an opponent's."""
 
     name: str
     model: str
     floors: Mapping[str, float]
     connections: int = CONNECTIONS
     is_binary: bool = False
+    added_p99_ms: float | None = None  # what the product's p99 may be above an opponent's
 
 
 ROW_FLOORS: Final = {"mlserver": 20.0, "yardstick": 0.6, "limit": 0.3}
@@ -47,6 +51,8 @@ BENCHES: Final = (
     Bench("cnn", "cnn", {"mlserver": 4.0}),
     Bench("cnn-binary", "cnn", {"limit": 0.6}, is_binary=True),
 )
+LOGGING: Final = Bench("logging", "lr", {"unlogged": 0.95}, added_p99_ms=2.0)
+LOGGING_ROUNDS: Final = 2  # for each round of the others: a small difference needs many runs
 
 
 @dataclass
@@ -74,29 +80,33 @@ class Runs:
 def main() -> int:
     """Run the chosen benches."""
     choice = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the clean-up
     try:
         check_machine()
     except CannotMeasure as problem:
         print(problem, file=sys.stderr)
         return 1
+    others = [Limit(), Yardstick(), *(Peer(name) for name in choice.peers)]
+    problems = _prepare(others)
     os.sched_setaffinity(0, {LOAD_CORE})  # leaves the server's core alone; children that serve are moved there
     benches = [bench for bench in BENCHES if bench.name in choice.only]
     results: list[dict[str, Any]] = []
     with Service() as service:
+        contestants = [Countersign(service), *others]
         for model, group in groupby(benches, key=lambda bench: bench.model):
-            contestants = [Countersign(service), Limit(), Yardstick(), *(PEER_SERVERS[name]() for name in choice.peers)]
-            results += _compare(model, list(group), contestants, choice)
+            results += _compare(make_model(model), list(group), contestants, dict(problems), choice)
+        if LOGGING.name in choice.only:
+            results += _measure_logging(service, choice)
     _print_table(results)
     return 0 if all(result["holds"] for result in results) else 1
 
 
 def _arguments() -> argparse.Namespace:
-    names = [bench.name for bench in BENCHES]
+    names = [bench.name for bench in (*BENCHES, LOGGING)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="BENCH", help=", ".join(names))
-    parser.add_argument(
-        "--peers", nargs="*", choices=[*PEER_SERVERS, "none"], default=list(PEER_SERVERS), metavar="PEER"
-    )
+    peers = [*PEER_DIALECTS, "none"]
+    parser.add_argument("--peers", nargs="+", choices=peers, default=peers, metavar="PEER", help=", ".join(peers))
     parser.add_argument("--rounds", type=int, default=ROUNDS, choices=range(1, 101), metavar="N")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of one run")
     choice = parser.parse_args()
@@ -104,26 +114,48 @@ def _arguments() -> argparse.Namespace:
     return choice
 
 
+def _prepare(contestants: Sequence[Contestant]) -> dict[str, str]:
+    """Build and install what is not there yet. The problems by name, for those who cannot take part."""
+
+    def prepare(contestant: Contestant) -> str:
+        try:
+            contestant.prepare()
+        except (CannotMeasure, OSError) as problem:
+            return str(problem)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as installers:
+        problems = installers.map(prepare, contestants)
+    return {one.name: problem for one, problem in zip(contestants, problems, strict=True) if problem}
+
+
+def _measure_logging(service: Service, choice: argparse.Namespace) -> list[dict[str, Any]]:
+    """The service against itself without its log: same processes, an installation of its own."""
+    choice = argparse.Namespace(**{**vars(choice), "rounds": choice.rounds * LOGGING_ROUNDS})
+    with Service(UNLOGGED) as unlogged:
+        contestants = [Countersign(service), Unlogged(unlogged)]
+        return _compare(make_model(LOGGING.model), [LOGGING], contestants, {}, choice)
+
+
 def _compare(
-    model_name: str, benches: Sequence[Bench], contestants: Sequence[Contestant], choice: argparse.Namespace
+    model: Model,
+    benches: Sequence[Bench],
+    contestants: Sequence[Contestant],
+    problems: dict[str, str],
+    choice: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Start everybody with the model, measure in turns, stop everybody."""
-    model = make_model(model_name)
-    ready: list[Contestant] = []
-    problems: dict[str, str] = {}
-    try:
+    with ExitStack() as running:
         for contestant in contestants:
-            ready.append(contestant)
+            if contestant.name in problems:
+                continue
+            running.callback(contestant.stop)
             try:
                 contestant.start(model)
             except (CannotMeasure, OSError) as problem:
                 problems[contestant.name] = str(problem)
-                contestant.stop()
-                ready.remove(contestant)
+        ready = [contestant for contestant in contestants if contestant.name not in problems]
         return [result for bench in benches for result in _run(bench, ready, problems, choice)]
-    finally:
-        for contestant in ready:
-            contestant.stop()
 
 
 def _run(
@@ -146,27 +178,26 @@ def _run(
             else:
                 own.measured += [measured] if measured else []
     ours = runs.pop("ours")
-    results = [_result(bench, name, ours, theirs) for name, theirs in runs.items() if theirs.measured or theirs.problem]
+    results = [compare(bench, name, ours, theirs) for name, theirs in runs.items() if theirs.measured or theirs.problem]
     for result in results:
         print(json.dumps(result), flush=True)
     return results
 
 
-def _result(bench: Bench, name: str, ours: Runs, theirs: Runs) -> dict[str, Any]:
+def compare(bench: Bench, name: str, ours: Runs, theirs: Runs) -> dict[str, Any]:
+    """The result against the opponent ``name``; ``holds`` says whether what is promised was shown."""
     floor = bench.floors.get(name)
     result: dict[str, Any] = {"bench": bench.name, "against": name, "floor": floor}
     if problem := ours.problem or theirs.problem:
-        # What cannot be measured has not been shown, except where nothing is promised.
-        return result | {"ours": None, "peer": None, "ratio": None, "problem": problem, "holds": floor is None}
+        is_excused = floor is None and not ours.problem
+        return result | {"ours": None, "peer": None, "ratio": None, "problem": problem, "holds": is_excused}
     ratio = ours.rate / theirs.rate
-    return result | {
-        "ours": round(ours.rate),
-        "peer": round(theirs.rate),
-        "ratio": round(ratio, 3),
-        "holds": floor is None or ratio >= floor,
-        "ours_detail": ours.summary(),
-        "peer_detail": theirs.summary(),
-    }
+    details = {"ours_detail": ours.summary(), "peer_detail": theirs.summary()}
+    added_p99_ms = details["ours_detail"]["p99_ms"] - details["peer_detail"]["p99_ms"]
+    is_fast = floor is None or ratio >= floor
+    is_smooth = bench.added_p99_ms is None or added_p99_ms <= bench.added_p99_ms
+    rates = {"ours": round(ours.rate), "peer": round(theirs.rate), "ratio": round(ratio, 3)}
+    return result | rates | {"holds": is_fast and is_smooth} | details
 
 
 def _print_table(results: Sequence[dict[str, Any]]) -> None:

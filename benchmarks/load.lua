@@ -1,22 +1,30 @@
--- wrk sends prepared bodies in turn. Arguments: a folder with the files 1, 2, ...; how many; header lines.
-local requests, position = {}, 0
+-- wrk sends prepared requests in random order. Arguments: a folder with a file "paths" and the bodies in files 1, 2, ...;
+-- how many bodies; header lines. Paths and bodies are combined in turn until each was used.
+local requests = {}
 
 function init(arguments)
-  local headers = {}
+  local paths, bodies, headers = {}, {}, {}
+  for path in io.lines(arguments[1] .. "/paths") do
+    paths[#paths + 1] = path
+  end
+  for index = 1, tonumber(arguments[2]) do
+    local file = assert(io.open(arguments[1] .. "/" .. index, "rb"))
+    bodies[index] = file:read("*a")
+    file:close()
+  end
   for index = 3, #arguments do
     local name, value = arguments[index]:match("^([^:]+): (.*)$")
     headers[name] = value
   end
-  for index = 1, tonumber(arguments[2]) do
-    local file = assert(io.open(arguments[1] .. "/" .. index, "rb"))
-    requests[index] = wrk.format("POST", nil, headers, file:read("*a"))
-    file:close()
+  for index = 0, math.max(#paths, #bodies) - 1 do
+    local path, body = paths[index % #paths + 1], bodies[index % #bodies + 1]
+    requests[index + 1] = wrk.format("POST", path, headers, body)
   end
+  math.randomseed(20)
 end
 
 function request()
-  position = position % #requests + 1
-  return requests[position]
+  return requests[math.random(#requests)]
 end
 
 function done(summary, latency)

@@ -77,44 +77,58 @@ def cpu_seconds(processes: Sequence[psutil.Process]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the load goes: a running server's model, asked in a dialect."""
+    """Where the load goes: a running server's model, asked in a dialect.
+
+    ``endpoints``: the names under which the model is asked for, where it is not only its own.
+    """
 
     url: str
     model: Model
     dialect: Dialect
     headers: Mapping[str, str]  # beyond those of the dialect
     pid: int  # the root of the server's process tree
+    endpoints: Sequence[str] = ()
 
     @property
     def path(self) -> str:
         """The path of the model's predictions."""
         return self.dialect.path.format(model=self.model.name)
 
+    @property
+    def paths(self) -> list[str]:
+        """All paths that the load is spread over."""
+        return [self.dialect.path.format(model=name) for name in self.endpoints or (self.model.name,)]
 
-def put_load(target: Target, *, connections: int, seconds: float, settle: Callable[[], None]) -> Measurement:
-    """Send the model's rows in turn over keep-alive connections, as fast as the answers come.
 
-    The CPU time includes what the server does after the load until ``settle`` returns: work put off is still work.
+def put_load(
+    target: Target, *, connections: int, lead_in_s: float, seconds: float, settle: Callable[[], None]
+) -> Measurement:
+    """Send the model's rows in random order over keep-alive connections, as fast as the answers come.
+
+    Rate and latencies are those of ``seconds`` after the lead-in. The CPU time is that of all requests, and includes
+    what the server does after the load until ``settle`` returns: work put off is still work.
     """
     before = cpu_seconds(process_tree(target.pid))
     with tempfile.TemporaryDirectory(prefix="countersign-load-") as folder:
         headers = _write_bodies(target, Path(folder))
-        result = _wrk(target, connections, seconds, [folder, str(len(target.model.rows)), *headers])
+        arguments = [folder, str(len(target.model.rows)), *headers]
+        lead_in, result = (_wrk(target, connections, length, arguments) for length in (lead_in_s, seconds))
     settle()
     after = cpu_seconds(process_tree(target.pid))
-    requests = max(result["requests"], 1)
+    requests = max(lead_in["requests"] + result["requests"], 1)
     return Measurement(
         rate=result["requests"] / result["seconds"],
         p50_ms=result["p50_ms"],
         p99_ms=result["p99_ms"],
         user_us=(after[0] - before[0]) / requests * 1e6,
         system_us=(after[1] - before[1]) / requests * 1e6,
-        failed=result["failed"],
+        failed=lead_in["failed"] + result["failed"],
     )
 
 
 def _write_bodies(target: Target, folder: Path) -> list[str]:
     headers: dict[str, str] = {}
+    (folder / "paths").write_text("\n".join(target.paths), encoding="ascii")
     for number, row in enumerate(target.model.rows, start=1):
         own, body = target.dialect.encode(row)
         (folder / str(number)).write_bytes(body)
@@ -124,7 +138,7 @@ def _write_bodies(target: Target, folder: Path) -> list[str]:
 
 def _wrk(target: Target, connections: int, seconds: float, arguments: Sequence[str]) -> dict[str, Any]:
     command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds:g}s"]
-    command += [f"--timeout={REQUEST_TIMEOUT_S}s", f"--script={SCRIPT}", f"{target.url}{target.path}", "--"]
+    command += [f"--timeout={REQUEST_TIMEOUT_S}s", f"--script={SCRIPT}", target.url, "--"]
     finished = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, check=False, preexec_fn=pinned(LOAD_CORE)
     )

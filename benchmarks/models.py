@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
@@ -50,7 +52,25 @@ class Model:
 def make_model(name: str) -> Model:
     """Train ``lr``, ``gb``, ``mlp`` or ``cnn`` and write it below ``PEERS``. Always the same rows and weights."""
     makers = {"lr": _logistic_regression, "gb": _boosted_trees, "mlp": _perceptron, "cnn": _convolutions}
-    content, rows = makers[name]()
+    return _written(name, *makers[name]())
+
+
+def make_variants(count: int) -> Iterator[Model]:
+    """Logistic regressions ``lr-1``, ``lr-2``, ... that differ in their intercepts, and so in their answers."""
+    content, rows = _logistic_regression()
+    variant = onnx.load_from_string(content)
+    (intercepts,) = (
+        attribute.floats
+        for node in variant.graph.node
+        for attribute in node.attribute
+        if attribute.name == "intercepts"
+    )
+    for number in range(1, count + 1):
+        intercepts[:] = [value + 0.01 for value in intercepts]
+        yield _written(f"lr-{number}", variant.SerializeToString(), rows)
+
+
+def _written(name: str, content: bytes, rows: Array) -> Model:
     path = PEERS / "models" / f"{name}.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -90,7 +110,8 @@ def _convolutions() -> tuple[bytes, Array]:
     """Three strided convolutions on 3×64×64, a pool and ten classes; random weights cost what trained ones do."""
     random = np.random.default_rng(SEED)
     channels = (3, 16, 32, 64)
-    weights, nodes, last = {}, [], INPUT
+    weights: dict[str, Array] = {}
+    nodes, last = [], INPUT
     for layer, (taken, given) in enumerate(pairwise(channels), start=1):
         weights |= {f"w{layer}": random.normal(0, 0.2, (given, taken, 3, 3)), f"b{layer}": random.normal(0, 0.1, given)}
         nodes += [

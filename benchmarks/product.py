@@ -30,13 +30,13 @@ def report(measure: str, **figures: Any) -> None:
     print(json.dumps({"measure": measure, **figures}), flush=True)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
+def wait_for(condition: Callable[[], bool], timeout_s: float, what: str, *, every_s: float = 0.1) -> float:
     """Seconds until ``condition`` held. Raises ``TimeoutError`` naming ``what``."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > timeout_s:
             raise TimeoutError(f"{what} took longer than {timeout_s:.0f} s")
-        time.sleep(0.1)
+        time.sleep(every_s)
     return time.monotonic() - began
 
 

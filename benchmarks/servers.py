@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from benchmarks.answers import check_answers
-from benchmarks.dialects import V2, V2_BINARY, Dialect
+from benchmarks.answers import WrongAnswer, check_answers
+from benchmarks.dialects import BENTOML, MLFLOW, V2, V2_BINARY, V2_WITH_ID, Dialect
 from benchmarks.load import SERVER_CORE, CannotMeasure, Measurement, Target, pinned, process_tree, put_load
 from benchmarks.models import PEERS, Model
 from benchmarks.product import free_port, wait_for
@@ -28,15 +28,17 @@ FOLDER: Final = Path(__file__).resolve().parent
 YARDSTICK_SOURCE: Final = FOLDER / "yardstick" / "server.cpp"
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 10.0
-WARM_UP_S: Final = 1.0
 LIMIT_S: Final = 1.0
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 class Contestant(ABC):
-    """Something whose speed is measured. ``start`` with a model, ``measure`` any number of times, ``stop``."""
+    """Something whose speed is measured: ``prepare`` once, ``start`` with a model, ``measure`` often, ``stop``."""
 
     name: str
+
+    def prepare(self) -> None:  # noqa: B027 - not everybody needs something
+        """Build or install what it needs. Raises ``CannotMeasure`` when that does not work here."""
 
     @abstractmethod
     def start(self, model: Model) -> None:
@@ -77,7 +79,7 @@ class Server(Contestant):
 
     json: Dialect = V2
     binary: Dialect | None = None
-    _is_warm = False
+    lead_in_s = 1.0
 
     @abstractmethod
     def target(self, dialect: Dialect) -> Target:
@@ -92,30 +94,29 @@ class Server(Contestant):
             return None
         target = self.target(dialect)
         check_answers(target)
-        if not self._is_warm:
-            put_load(target, connections=connections, seconds=WARM_UP_S, settle=self.settle)
-            self._is_warm = True
-        self.settle()
-        measured = put_load(target, connections=connections, seconds=seconds, settle=self.settle)
+
+        def finish() -> None:
+            check_answers(target)
+            self.settle()
+
+        measured = put_load(target, connections=connections, lead_in_s=self.lead_in_s, seconds=seconds, settle=finish)
         if measured.failed:
             raise CannotMeasure(f"{self.name}: {measured.failed} requests failed under load.")
-        check_answers(target)
-        self.settle()
         return measured
 
 
 class Countersign(Server):
-    """The product's inference service with its token check, log, shipper, metrics and reports."""
+    """The product's inference service with everything that it always does."""
 
     name = "ours"
     binary = V2_BINARY
+    lead_in_s = 4.0  # until the shipper has its first files, and works during the run as under lasting load
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def start(self, model: Model) -> None:
         self._model = model
-        self._is_warm = False
         self._service.publish({model.name: model})
         self._service.start()
 
@@ -129,23 +130,23 @@ class Countersign(Server):
         self._service.stop()
 
 
+class Unlogged(Countersign):
+    """The same service, except that it forgets its log."""
+
+    name = "unlogged"
+
+
 class Foreign(Server):
     """A server that is started by one command and serves one model."""
 
     environment: Mapping[str, str] = {}
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Build or install it. Raises ``CannotMeasure`` when that does not work here."""
-
-    @abstractmethod
     def command(self, model: Model, port: int) -> Sequence[str]:
         """How to serve ``model`` on ``port``."""
 
     def start(self, model: Model) -> None:
-        self.prepare()
         self._model = model
-        self._is_warm = False
         self._port = free_port()
         folder = PEERS / self.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,6 +196,8 @@ class Foreign(Server):
             raise CannotMeasure(f"{self.name} ended at its start: {self._last_lines()}")
         try:
             check_answers(self.target(self.json))
+        except WrongAnswer:
+            raise
         except CannotMeasure:
             return False
         return True
@@ -235,4 +238,46 @@ class Yardstick(Foreign):
         return PEERS / self.name / "server"
 
 
-PEER_SERVERS: Final[Mapping[str, type[Foreign]]] = {}
+class Peer(Foreign):
+    """A serving library from the package index, in a virtual environment of its own with pinned versions."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.json = PEER_DIALECTS[name]
+        self._venv = PEERS / name / "venv"
+        # Some start their servers by the name of a program.
+        self.environment = {"PATH": f"{self._venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+    def prepare(self) -> None:
+        requirements = FOLDER / "peer_requirements" / f"{self.name}.txt"
+        installed = self._venv / "installed.txt"
+        wanted = requirements.read_bytes()
+        if installed.exists() and installed.read_bytes() == wanted:
+            return
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--requirement"]
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(self._venv)],
+            [str(self._python), *install, str(requirements)],
+        ):
+            finished = subprocess.run(command, capture_output=True, text=True, check=False)
+            if finished.returncode:
+                raise CannotMeasure(f"{self.name} cannot be installed: {finished.stderr[-500:]}")
+        installed.write_bytes(wanted)
+
+    def command(self, model: Model, port: int) -> Sequence[str]:
+        script = FOLDER / "peer_servers" / f"run_{self.name}.py"
+        return [str(self._python), str(script), str(model.path), model.name, str(port)]
+
+    @property
+    def _python(self) -> Path:
+        return self._venv / "bin" / "python"
+
+
+PEER_DIALECTS: Final = {
+    "mlserver": V2,
+    "kserve": V2_WITH_ID,
+    "mlflow": MLFLOW,
+    "litserve": V2,
+    "bentoml": BENTOML,
+}
+"""The peers, and the format in which each takes its requests."""

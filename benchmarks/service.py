@@ -22,13 +22,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from benchmarks.load import SERVER_CORE, pinned
-from benchmarks.models import Model
+from benchmarks.models import INPUT, Model
 from benchmarks.product import free_port, wait_for
 from console.installation import REPOSITORY, Installation
 from console.postgres import EmbeddedPostgres
 from inference.contracts import (
     DeploymentEntry,
     EndpointEntry,
+    GuardrailRule,
+    LogSettings,
     ServingManifest,
     TokenEntry,
     sign_manifest,
@@ -38,6 +40,15 @@ from inference.runtime import read_signature
 
 SERVICE: Final = (sys.executable, "-m", "inference")
 MANAGE: Final = (sys.executable, str(REPOSITORY / "manage.py"))
+UNLOGGED: Final = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent / "unlogged"), str(REPOSITORY)])}
+"""The environment in which the service forgets its log."""
+GUARDRAILS: Final = (
+    GuardrailRule("inputs in range", f"0 <= {INPUT} <= 10000", "reject"),
+    GuardrailRule("probabilities", "0 <= output.probabilities <= 1.0001", "flag"),
+)
+"""Hold for every row of every model here."""
+PAYLOAD_CAP_BYTES: Final = 16 * 1024
+"""Rows of a table are logged whole, images as digest and shape: thousands of them in a second would fill any disk."""
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 40.0
 SHIP_TIMEOUT_S: Final = 180.0
@@ -49,7 +60,9 @@ class Service:
     Use as a context manager: at the end everything is stopped and removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """``environment``: what its processes get beside what they need."""
+        self._extra = environment or {}
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.token = secrets.token_urlsafe(32)
@@ -95,6 +108,7 @@ class Service:
             "COUNTERSIGN_DATABASE_DSN": self._installation.database_dsn("app"),
             "INFERENCE_PORT": str(self.port),
             "INFERENCE_REPLICA_PREFIX": "bench",
+            **self._extra,
         }
 
     def publish(self, models: Mapping[str, Model]) -> None:
@@ -116,6 +130,8 @@ class Service:
                 team="bench",
                 deployments=(self._deployment(number, model),),
                 access=access,
+                guardrails=GUARDRAILS,
+                log=LogSettings(payload_cap_bytes=PAYLOAD_CAP_BYTES),
             )
             for number, (name, model) in enumerate(models.items(), start=1)
         )

@@ -10,7 +10,7 @@ from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
-from apps.monitoring.api import PredictionExportViewSet, PredictionViewSet
+from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
@@ -32,6 +32,7 @@ router.register("load-tests", LoadTestViewSet, "load-test")
 router.register("endpoints", EndpointViewSet, "endpoint")
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/guardrails", GuardrailViewSet, "guardrail")
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/predictions", PredictionViewSet, "prediction")
+router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/datasets", KeptRowsViewSet, "kept-rows")
 router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,8 @@ from inference.contracts import DeploymentEntry
 from inference.errors import ArtifactRejected
 
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+MAX_IN_LINE: Final = 1024 * 1024
+"""Larger artifacts are handed on as a file: ONNX Runtime copies bytes while it keeps Python from running."""
 
 
 class ArtifactCache:
@@ -35,6 +39,23 @@ class ArtifactCache:
             content = self._fetch(entry)
             _replace(cached, content)
         return content
+
+    @contextlib.contextmanager
+    def open(self, entry: DeploymentEntry) -> Iterator[bytes | str]:
+        """The same for ONNX Runtime: bytes, or the path of a file that only this process can reach or change."""
+        content = self.read(entry)
+        if len(content) <= MAX_IN_LINE or sys.platform != "linux":
+            yield content
+            return
+        descriptor = os.memfd_create("artifact")
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            del content, view
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
 
     def keep(self, digests: Iterable[str]) -> None:
         """Remove cached artifacts other than ``digests``."""

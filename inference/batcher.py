@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -18,7 +18,9 @@ from inference.errors import CallerGone, DeadlineExceeded, GuardrailViolated, In
 from inference.guardrails import Guard, Violation, fallback_row
 from inference.model_store import LoadedModel
 from inference.protocol import BatchOutputs, InferRequest, Values, to_array
-from inference.runtime import run
+from inference.runtime import Session, run
+from inference.slow_runs import SlowRuns
+from inference.watchdog import Lane
 
 SLOW_MS: Final = 5.0
 """A batch expected to run longer than this goes to a thread, so that it does not hold up other models."""
@@ -27,7 +29,9 @@ BATCH_MS: Final = 50.0
 SOON_S: Final = 0.005
 """A request that waited no longer runs without asking whether its caller is still there."""
 WATCH_S: Final = 0.25
-"""How often deadlines are looked at while a batch is on a thread."""
+"""How often deadlines are looked at while a batch is on a thread, or the model is being loaded again."""
+HELD_UP_S: Final = 0.5
+"""After a batch that ran on the loop's thread for so long, this version's batches run on threads."""
 
 
 class Job:
@@ -66,7 +70,7 @@ Results = list[tuple[Sequence[J], BatchResult]]
 
 
 class Batcher(Generic[J]):
-    """The queue of one version on one endpoint. Lives on the event loop's thread; slow batches run on ``executor``."""
+    """The queue of one version on one endpoint. Lives on the event loop's thread; slow batches run on threads."""
 
     def __init__(
         self,
@@ -74,14 +78,18 @@ class Batcher(Generic[J]):
         guard: Guard | None,
         limits: Limits,
         *,
-        executor: Executor,
+        deployment_id: int,
+        loop: asyncio.AbstractEventLoop,
+        lane: Lane,
+        slow_runs: SlowRuns,
         done: Callable[[Sequence[J], BatchResult], None],
         spent: Callable[[float], None],
         is_shadow: bool = False,
     ) -> None:
         """``done`` is called on the loop's thread, once for every job, and ``spent`` with the CPU seconds of each run.
 
-        A shadow never runs on the loop's thread.
+        A shadow never runs on the loop's thread, which is what ``lane`` is of. The constructor, and nothing else, may
+        be called on another one.
         """
         self._model = model
         self._guard = guard
@@ -89,16 +97,19 @@ class Batcher(Generic[J]):
         self._max_rows = max(1, min(limits.batch_rows, warm_up.rows_within(BATCH_MS))) if model.is_batchable else 1
         self._slow_rows = 0 if is_shadow else warm_up.rows_within(SLOW_MS)
         self._cpu_cores = limits.cpu_cores
-        self._executor = executor
+        self._deployment_id = deployment_id
+        self._lane = lane
+        self._slow_runs = slow_runs
         self._done = done
         self._spent = spent
         self._queue: deque[J] = deque()
         self._running: Sequence[J] = ()  # on a thread
         self._expired: set[J] = set()  # of those, what was answered already
-        self._is_busy = False  # a drain is scheduled or a batch is on a thread
+        self._is_busy = False  # a drain is scheduled, a batch is on a thread, or the model is being loaded again
+        self._is_recalling = False
         self._free_at = 0.0  # loop time before which a capped version may not run again
         self._has_free_rows = any(-1 in spec.shape[1:] for spec in model.signature.inputs)
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self.queued_rows = 0
 
     def submit(self, job: J) -> None:
@@ -117,18 +128,53 @@ class Batcher(Generic[J]):
 
     def _drain(self) -> None:
         """Run one batch; the next one gets its turn after other models and the sockets had theirs."""
+        session = self._model.session
+        if session is not None:
+            self._run_next(session)
+        else:
+            self._is_recalling = True
+            self._loop.call_later(WATCH_S, self._watch, self._running)
+            self._model.recall(self._on_recalled)
+
+    def _run_next(self, session: Session) -> None:
+        model = self._model
+        model.last_used = time.perf_counter()
         jobs, rows = self._next_batch()
         if not jobs:
             self._go_on()
         elif rows <= self._slow_rows:
-            self._finish(*execute(self._model, self._guard, jobs, rows))
+            self._lane.begin(self._deployment_id)
+            started = time.perf_counter()
+            results = _run(model, session, self._guard, jobs, rows, self._lane)
+            held_s = time.perf_counter() - started  # the thread's own clock costs as much as a small model
+            self._lane.end()
+            if held_s > HELD_UP_S:
+                self._slow_rows = 0
+            self._finish((results, held_s))
         else:
             self._running = jobs
-            future = self._loop.run_in_executor(self._executor, execute, self._model, self._guard, jobs, rows)
-            future.add_done_callback(lambda done: self._finish(*done.result()))
+            work = partial(execute, model, session, self._guard, jobs, rows)
+            self._slow_runs.submit(model.digest, self._deployment_id, work, self._finish)
             self._watch_later(jobs)
 
-    def _finish(self, results: Results[J], cpu_s: float) -> None:
+    def _on_recalled(self, outcome: Session | InferenceError) -> None:
+        """Called on a loader's thread when the model, which was unloaded, is back, or cannot be loaded."""
+        self._loop.call_soon_threadsafe(self._recalled, outcome)
+
+    def _recalled(self, outcome: Session | InferenceError) -> None:
+        self._is_recalling = False
+        if not isinstance(outcome, InferenceError):
+            self._run_next(outcome)  # with this very session, whoever is short of memory by now
+            return
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._is_busy = False
+        for job in waiting:
+            self.queued_rows -= job.request.rows
+            self._drop(job, outcome)
+
+    def _finish(self, outcome: tuple[Results[J], float]) -> None:
+        results, cpu_s = outcome
         self._spent(cpu_s)
         if self._cpu_cores is not None:
             self._free_at = max(self._free_at, self._loop.time()) + cpu_s / self._cpu_cores
@@ -171,7 +217,7 @@ class Batcher(Generic[J]):
 
     def _watch(self, running: Sequence[J]) -> None:
         """Answer those whose time is up while a batch is on a thread: they cannot know how long it still takes."""
-        if self._running is not running:
+        if self._running is not running or not (running or self._is_recalling):
             return
         now = time.perf_counter()
         late = [job for job in running if now > job.deadline and job not in self._expired]
@@ -198,17 +244,21 @@ class Batcher(Generic[J]):
         self._done([job], BatchResult(time.perf_counter(), 0, 0, (), None, error))
 
 
-def execute(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) -> tuple[Results[J], float]:
-    """Run jobs together; returns what came of it, and the CPU seconds that it took on this thread.
+def execute(
+    model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int, lane: Lane
+) -> tuple[Results[J], float]:
+    """Run jobs together on a thread of their own; returns what came of it, and the CPU seconds that it took.
 
     If the run fails each job runs alone, so that one request cannot spoil its neighbours' answers.
     """
     cpu = time.thread_time()
-    results = _run(model, guard, jobs, rows)
+    results = _run(model, session, guard, jobs, rows, lane)
     return results, time.thread_time() - cpu
 
 
-def _run(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) -> Results[J]:
+def _run(
+    model: LoadedModel, session: Session, guard: Guard | None, jobs: Sequence[J], rows: int, lane: Lane
+) -> Results[J]:
     started = time.perf_counter()
     inputs: Sequence[Array] = ()
     violations: list[Violation] = []
@@ -220,10 +270,11 @@ def _run(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) 
             if refused:
                 whole = BatchResult(started, 0, rows, inputs, None, None, violations)
                 kept = [job for job in jobs if job not in refused]
-                results = _run(model, guard, kept, sum(job.request.rows for job in kept)) if kept else []
+                left = sum(job.request.rows for job in kept)
+                results = _run(model, session, guard, kept, left, lane) if kept else []
                 return results + _refuse(jobs, whole, refused, is_batch=is_batch)
         names = (spec.name for spec in model.signature.inputs)
-        arrays: Sequence[Array] = run(model.session, dict(zip(names, inputs, strict=True)))
+        arrays: Sequence[Array] = run(session, dict(zip(names, inputs, strict=True)), lane.options)
         if is_batch and any(len(array) != rows for array in arrays):
             raise ModelFailed("The model returned another number of rows than it was given.")
         if guard is not None:
@@ -231,8 +282,8 @@ def _run(model: LoadedModel, guard: Guard | None, jobs: Sequence[J], rows: int) 
             if violations:
                 arrays = _fall_back(arrays, violations, model.signature, is_batch=is_batch)
     except Exception as error:
-        if len(jobs) > 1:
-            return [result for job in jobs for result in _run(model, guard, [job], job.request.rows)]
+        if len(jobs) > 1 and not isinstance(error, DeadlineExceeded):
+            return [result for job in jobs for result in _run(model, session, guard, [job], job.request.rows, lane)]
         arrays = _from_fallbacks(violations, model.signature, rows) if is_batch else []
         if arrays:
             outputs = BatchOutputs(arrays, rows, is_batch=True)

@@ -174,13 +174,14 @@ class ServingManifest:
         """Read what ``to_bytes`` wrote. Raises ``ManifestRejected`` for any other shape."""
         try:
             document = json.loads(body)
-            endpoints = tuple(_endpoint(entry) for entry in document["endpoints"])
+            endpoints = tuple(endpoint_from_dict(entry) for entry in document["endpoints"])
             return cls(document["generation"], document["issued_at"], endpoints)
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestRejected(f"The manifest cannot be read: {error}") from error
 
 
-def _endpoint(entry: dict[str, Any]) -> EndpointEntry:
+def endpoint_from_dict(entry: dict[str, Any]) -> EndpointEntry:
+    """Read one endpoint of a manifest. Raises ``KeyError`` or ``TypeError`` for any other shape."""
     deployments = tuple(
         DeploymentEntry(**{**one, "signature": Signature.from_dict(one["signature"])}) for one in entry["deployments"]
     )
@@ -202,12 +203,17 @@ def sign_manifest(body: bytes, key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.sign(MANIFEST_DOMAIN + body)).decode()
 
 
-def open_manifest(body: bytes, signature: str, key: Ed25519PublicKey) -> ServingManifest:
-    """Verify a manifest's signature and read it. Raises ``ManifestRejected``."""
+def verify_manifest(body: bytes, signature: str, key: Ed25519PublicKey) -> None:
+    """Verify a manifest's signature. Raises ``ManifestRejected``."""
     try:
         key.verify(base64.b64decode(signature, validate=True), MANIFEST_DOMAIN + body)
     except (InvalidSignature, ValueError) as error:
         raise ManifestRejected("The manifest's signature does not fit the pinned key.") from error
+
+
+def open_manifest(body: bytes, signature: str, key: Ed25519PublicKey) -> ServingManifest:
+    """Verify a manifest's signature and read it. Raises ``ManifestRejected``."""
+    verify_manifest(body, signature, key)
     return ServingManifest.from_bytes(body)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +40,8 @@ from inference.metrics import Meter, Metrics
 from inference.model_store import LoadedModel
 from inference.protocol import BatchOutputs, InferRequest, ModelCodec
 from inference.router import Router
+from inference.slow_runs import SlowRuns
+from inference.watchdog import Lane
 
 MAX_CACHED_CALLERS: Final = 4096
 MAX_SHADOW_ROWS: Final = 1024
@@ -109,8 +111,10 @@ class Served:
 class Endpoint:
     """One endpoint as the current manifest has it."""
 
-    def __init__(self, entry: EndpointEntry, served: Sequence[Served]) -> None:
+    def __init__(self, entry: EndpointEntry, served: Sequence[Served], refused: Mapping[str, str]) -> None:
+        """``refused``: why a version that should answer does not serve, by its number."""
         self.entry = entry
+        self.refused = refused
         self.served = tuple(served)
         self.queued_rows = 0
         self.timeout = entry.limits.timeout_ms / 1e3
@@ -129,7 +133,7 @@ class Endpoint:
         if self._only is not None:
             return self._only
         if self._router is None:
-            raise NotReady("No version of this endpoint is ready.", 2)
+            raise self._not_ready()
         return self._targets[self._router.pick(self._sticky_key(call))]
 
     def _sticky_key(self, call: Call) -> bytes | None:
@@ -145,6 +149,8 @@ class Endpoint:
         for one in self.answering:
             if str(one.entry.model_version) == number:
                 return one
+        if number in self.refused:
+            raise NotReady(self.refused[number], 2)
         raise NotFound(f"Version {number} does not serve on this endpoint.")
 
     def versions(self, number: str | None = None) -> list[Served]:
@@ -155,8 +161,11 @@ class Endpoint:
         if number is not None:
             return [self.version(number)]
         if not self.answering:
-            raise NotReady("No version of this endpoint is ready.", 2)
+            raise self._not_ready()
         return sorted(self.answering, key=lambda one: one.entry.role != "champion")
+
+    def _not_ready(self) -> NotReady:
+        return NotReady(next(iter(self.refused.values()), "No version of this endpoint is ready."), 2)
 
     def admit(self, authorization: bytes, digest: str) -> TokenEntry | None:
         """The token with this digest if it may call the endpoint; remembered for the next time."""
@@ -168,53 +177,113 @@ class Endpoint:
         return token
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the next switch brings: endpoints by name, teams by token digest, and everything that serves then."""
+
+    endpoints: dict[str, Endpoint]
+    teams: dict[str, set[str]]
+    served: list[Served]
+
+
 class Dataplane:
     """Everything that happens to requests in one replica. Lives on the event loop's thread."""
 
-    def __init__(self, pepper: bytes, log: Spool, metrics: Metrics, slow: Executor, shadows: Executor) -> None:
-        """``slow`` runs the batches of slow models, ``shadows`` those of shadows."""
+    def __init__(
+        self, pepper: bytes, log: Spool, metrics: Metrics, *, lane: Lane, slow: SlowRuns, shadows: SlowRuns
+    ) -> None:
+        """Call on the running event loop; ``lane`` is the loop's.
+
+        ``slow`` runs the batches of slow models, ``shadows`` those of shadows.
+        """
         self._pepper = pepper
         self._log = log
         self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._lane = lane
         self._slow = slow
         self._shadows = shadows
         self._endpoints: dict[str, Endpoint] = {}
-        self._has_manifest = False
+        self.has_manifest = False
         self._teams: dict[str, set[str]] = {}  # token digest -> teams with an endpoint that the token may call
         self.is_ready = False
 
     # -- what serves -------------------------------------------------------------------------------------------------
 
-    def install(self, manifest: ServingManifest, models: Mapping[int, LoadedModel]) -> list[Served]:
-        """Switch to a manifest; ``models`` are the loaded ones by deployment id. Returns what serves now.
+    def prepare(
+        self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
+        *,
+        pending: Collection[int],
+        refused: Mapping[int, str],
+    ) -> Prepared:
+        """Build what is to serve, on any one thread; requests meanwhile are served as before.
 
-        An endpoint whose new traffic-bearing versions are not all loaded keeps its old ones, with the new access
-        list. Requests under way finish on the version that they began with.
+        By deployment id, ``models``: the loaded ones; ``pending``: those still being loaded; ``refused``: why one must
+        not serve, even if it does. An endpoint whose new traffic-bearing versions are not all loaded keeps its old
+        ones, with the new access list; without old ones it waits for those that are pending, so that none gets more
+        than its share. What has not changed is kept as it is.
         """
         endpoints = {}
-        for entry in manifest.endpoints:
-            old = self._endpoints.get(entry.name)
-            endpoints[entry.name] = self._endpoint(entry, old, models)
-        self._endpoints = endpoints
-        self._has_manifest = True
         teams: dict[str, set[str]] = {}
         for entry in manifest.endpoints:
+            endpoints[entry.name] = self._endpoint(entry, self._endpoints.get(entry.name), models, pending, refused)
             for token in entry.access:
                 teams.setdefault(token.digest, set()).add(entry.team)
-        self._teams = teams
         served = [one for endpoint in endpoints.values() for one in endpoint.served]
-        self._metrics.keep(one.meter for one in served)
-        return served
+        return Prepared(endpoints, teams, served)
 
-    def _endpoint(self, entry: EndpointEntry, old: Endpoint | None, models: Mapping[int, LoadedModel]) -> Endpoint:
-        loaded = [one for one in entry.deployments if one.deployment_id in models]
-        is_complete = all(one in loaded for one in entry.deployments if one.weight > 0)
-        if old is not None and not is_complete and old.answering:
-            kept = {one.entry.deployment_id: one.model for one in old.served}
-            return Endpoint(entry, [self._serve(entry, one.entry, kept[one.entry.deployment_id]) for one in old.served])
-        if old is not None and old.entry == entry and [one.entry for one in old.served] == loaded:
+    def switch(self, prepared: Prepared) -> None:
+        """Serve what was prepared. Requests under way finish on the version that they began with."""
+        self._endpoints = prepared.endpoints
+        self._teams = prepared.teams
+        self.has_manifest = True
+        self._metrics.keep(one.meter for one in prepared.served)
+
+    def _endpoint(
+        self,
+        entry: EndpointEntry,
+        old: Endpoint | None,
+        models: Mapping[int, LoadedModel],
+        pending: Collection[int],
+        refused: Mapping[int, str],
+    ) -> Endpoint:
+        wanted = [models.get(one.deployment_id) for one in entry.deployments]
+        if old is not None and old.entry is entry and [one.model for one in old.served] == wanted:
+            return old  # by far the most, and so worth the haste
+        chosen = [one for one in entry.deployments if one.deployment_id in models]
+        lacking = [
+            one.deployment_id
+            for one in entry.deployments
+            if one.weight > 0 and one.deployment_id not in models and one.deployment_id not in refused
+        ]
+        if lacking:
+            kept = [one for one in old.served if one.entry.deployment_id not in refused] if old is not None else []
+            if any(one.entry.weight > 0 for one in kept):
+                models = {one.entry.deployment_id: one.model for one in kept}
+                chosen = [one.entry for one in kept]
+            elif any(key in pending for key in lacking):
+                chosen = [one for one in chosen if one.weight == 0]
+        served = [self._served(entry, one, models[one.deployment_id], old) for one in chosen]
+        reasons = {
+            str(one.model_version): refused[one.deployment_id]
+            for one in entry.deployments
+            if one.deployment_id in refused and one.role in ANSWERING_ROLES
+        }
+        if old is not None and (old.entry, old.served, old.refused) == (entry, tuple(served), reasons):
             return old
-        return Endpoint(entry, [self._serve(entry, one, models[one.deployment_id]) for one in loaded])
+        return Endpoint(entry, served, reasons)
+
+    def _served(
+        self, endpoint: EndpointEntry, entry: DeploymentEntry, model: LoadedModel, old: Endpoint | None
+    ) -> Served:
+        """The version as it serves already, if nothing about it has changed; else anew."""
+        if old is not None and _terms(old.entry) == _terms(endpoint):
+            for one in old.served:
+                if one.entry == entry and one.model is model:
+                    return one
+        return self._serve(endpoint, entry, model)
 
     def _serve(self, endpoint: EndpointEntry, entry: DeploymentEntry, model: LoadedModel) -> Served:
         is_shadow = entry.role == "shadow"
@@ -230,7 +299,10 @@ class Dataplane:
                 model,
                 Guard(rules, model.signature, is_batch=model.is_batchable) if rules else None,
                 endpoint.limits,
-                executor=self._shadows if is_shadow else self._slow,
+                deployment_id=entry.deployment_id,
+                loop=self._loop,
+                lane=self._lane,
+                slow_runs=self._shadows if is_shadow else self._slow,
                 done=self._complete_shadow if is_shadow else self._complete,
                 spent=meter.spend,
                 is_shadow=is_shadow,
@@ -240,7 +312,7 @@ class Dataplane:
     def render_metrics(self, replica_id: str, gauges: dict[str, float]) -> bytes:
         """Prometheus text; ``gauges`` are values of the whole replica."""
         served = [one for endpoint in self._endpoints.values() for one in endpoint.served]
-        versions = [(one.meter, one.batcher.queued_rows, one.model.memory_bytes) for one in served]
+        versions = [(one.meter, one.batcher.queued_rows, one.model.memory_in_use) for one in served]
         return self._metrics.render(replica_id, gauges, versions)
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -279,7 +351,7 @@ class Dataplane:
 
         Raises ``Unauthenticated`` or ``NotReady``.
         """
-        if not self._has_manifest:
+        if not self.has_manifest:
             raise NotReady("The service is starting.", 2)
         scheme, _, credentials = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not credentials:
@@ -381,6 +453,11 @@ class Dataplane:
         shadow.meter.observe(record)
         with contextlib.suppress(LogUnavailable):  # the answers, which count, are refused in that case
             self._log.append(shadow.context, record)
+
+
+def _terms(endpoint: EndpointEntry) -> tuple[object, ...]:
+    """What of an endpoint is in force within its versions."""
+    return endpoint.endpoint_id, endpoint.limits, endpoint.log, endpoint.guardrails
 
 
 def _no_room(endpoint: Endpoint, rows: int) -> InferenceError:

@@ -25,8 +25,12 @@ class RequestRejected(InferenceError):
         self.field = field
 
 
+class UnsupportedCoding(RequestRejected):
+    """The request's body is packed in a way that is not understood."""
+
+
 class RequestTooLarge(InferenceError):
-    """More rows in one request than the endpoint queues at all."""
+    """More rows in one request than the endpoint queues at all, or more bytes than a body may have."""
 
 
 class Unauthenticated(InferenceError):

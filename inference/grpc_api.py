@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from inference import VERSION
 from inference.contracts import TensorSpec
-from inference.dataplane import Call, Dataplane, Endpoint, RequestIds
+from inference.dataplane import Call, Dataplane, RequestIds, Served
 from inference.errors import (
     CallerGone,
     ConfigurationError,
@@ -31,6 +32,7 @@ from inference.errors import (
     Unauthenticated,
 )
 from inference.grpc_messages import (
+    HealthCheckResponse,
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataRequest,
@@ -55,7 +57,11 @@ from inference.protocol import (
 from inference.settings import Settings
 
 NOTICE_S: Final = 0.2
+MAX_PARAMETERS: Final = 64
+MAX_ADDRESS: Final = 200  # characters of an endpoint's name or a version's number; neither is as long
 SERVICE: Final = "inference.GRPCInferenceService"
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+SERVING, NOT_SERVING = 1, 2  # of grpc.health.v1.HealthCheckResponse.ServingStatus
 CODES: Final[dict[type[InferenceError], grpc.StatusCode]] = {
     RequestRejected: grpc.StatusCode.INVALID_ARGUMENT,
     RequestTooLarge: grpc.StatusCode.INVALID_ARGUMENT,  # RESOURCE_EXHAUSTED would invite to try again
@@ -87,7 +93,8 @@ CONTENTS: Final = {
 """Where the protocol puts a datatype's elements. FP16 has no place: it travels as raw contents only."""
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
-Answer = Callable[[Any, Context], Awaitable[bytes]]
+Metadata = dict[str, str]
+Answer = Callable[[bytes, Metadata, Context], Awaitable[bytes]]
 
 
 class GrpcCall(Call):
@@ -95,7 +102,7 @@ class GrpcCall(Call):
 
     __slots__ = ("answer", "message", "metadata")
 
-    def __init__(self, message: Any, metadata: dict[str, str], request_id: str) -> None:
+    def __init__(self, message: Any, metadata: Metadata, request_id: str) -> None:
         self.message = message
         self.metadata = metadata
         self.request_id = request_id
@@ -108,14 +115,22 @@ class GrpcCall(Call):
         return not self.answer.done()  # gRPC cancels who waits for it when the caller leaves or its deadline passes
 
     def decode(self, codec: ModelCodec) -> InferRequest:
-        message = self.message
-        for output in message.outputs:
-            _refuse_parameters(output.parameters, f'outputs["{output.name[:MAX_NAMED]}"].parameters')
-        return codec.decode_tensors(_received(message), [output.name for output in message.outputs])
+        request = codec.decode_tensors(_received(self.message), _wanted(self.message))
+        request.timeout_s = _timeout_s(self.message)
+        return request
 
     def header(self, name: str) -> bytes | None:
         value = self.metadata.get(name.lower())
         return None if value is None else value.encode()
+
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        """What goes with the answer, whatever it is."""
+        pairs = [("x-request-id", self.request_id)]
+        if self.violated:
+            pairs.append(("x-guardrails", ", ".join(quote(name, safe=" ") for name in self.violated)))
+        if self.traceparent is not None:
+            pairs.append(("traceparent", self.traceparent))
+        return tuple(pairs)
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
         if self.answer.done():
@@ -164,7 +179,13 @@ class GrpcServer:
         methods = {"ModelReady": self._model_ready, "ModelMetadata": self._model_metadata, "ModelInfer": self._infer}
         handlers = {name: self._handler(answer, is_open=True) for name, answer in open_methods.items()}
         handlers |= {name: self._handler(answer, is_open=False) for name, answer in methods.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        health = {"Check": self._handler(self._health, is_open=True)}
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, handlers),
+                grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
+            )
+        )
 
     async def start(self) -> None:
         """Accept calls. Raises ``ConfigurationError`` when the port is taken."""
@@ -187,26 +208,27 @@ class GrpcServer:
         await self._server.stop(max(timeout - NOTICE_S, 0))
 
     def _handler(self, answer: Answer, *, is_open: bool) -> Any:
-        """A method that gets its message as bytes, or None if it is open to everybody and needs none.
+        """A method that gets its message as bytes: none if it is open to everybody, who needs to say nothing.
 
         To gRPC it is one that takes a stream, which differs only here, not for the caller: it decides when to read.
         So nothing is read from a stranger, and nobody holds a call by sending slowly.
         """
 
         async def handle(messages: object, context: Context) -> bytes:
-            body = None
+            body = b""
+            metadata = _metadata(context)
             try:
                 if not is_open:
                     if self._is_draining:
                         raise NotReady("The server is stopping.")
-                    self._dataplane.authenticate(_authorization(_metadata(context)))
+                    self._dataplane.authenticate(_authorization(metadata))
                     body = await self._read(context)
-                return await answer(body, context)
+                return await answer(body, metadata, context)
             except InferenceError as error:
                 await context.abort(*_status(error), _trailing(context, error))
                 raise  # never reached: abort raises
             finally:
-                self._buffered -= len(body or b"")
+                self._buffered -= len(body)
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
@@ -226,23 +248,27 @@ class GrpcServer:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _server_live(self, body: None, context: Context) -> bytes:
+    async def _server_live(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         return _serialized(ServerLiveResponse(live=True))
 
-    async def _server_ready(self, body: None, context: Context) -> bytes:
+    async def _server_ready(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         return _serialized(ServerReadyResponse(ready=self._dataplane.accepts_predictions))
 
-    async def _server_metadata(self, body: None, context: Context) -> bytes:
+    async def _server_metadata(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         return _serialized(ServerMetadataResponse(name="countersign", version=VERSION))
 
-    async def _model_ready(self, body: bytes, context: Context) -> bytes:
+    async def _health(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
+        """What orchestrators probe; whichever service is asked for, the answer is for all."""
+        return _serialized(HealthCheckResponse(status=SERVING if self._dataplane.accepts_predictions else NOT_SERVING))
+
+    async def _model_ready(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         message = _parse(ModelReadyRequest, body)
-        self._endpoint(message.name, context).versions(message.version or None)
+        self._versions(message, metadata)
         return _serialized(ModelReadyResponse(ready=True))
 
-    async def _model_metadata(self, body: bytes, context: Context) -> bytes:
+    async def _model_metadata(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         message = _parse(ModelMetadataRequest, body)
-        served = self._endpoint(message.name, context).versions(message.version or None)
+        served = self._versions(message, metadata)
         response = ModelMetadataResponse(
             name=message.name,
             versions=[str(one.entry.model_version) for one in served],
@@ -252,22 +278,22 @@ class GrpcServer:
         _describe(response.outputs, served[0].model.signature.outputs)
         return _serialized(response)
 
-    async def _infer(self, body: bytes, context: Context) -> bytes:
-        metadata = _metadata(context)
+    async def _infer(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         message = _parse(ModelInferRequest, body)
         request_id = checked_id(message.id, "id") or checked_id(metadata.get("x-request-id", ""), "x-request-id")
         call = GrpcCall(message, metadata, request_id or self._ids.next())
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
-        self._dataplane.infer(call, message.model_name, message.model_version or None, _authorization(metadata))
-        answer = await call.answer
-        if call.violated:
-            names = ("x-guardrails", ", ".join(call.violated))
-            context.set_trailing_metadata((("x-request-id", call.request_id), names))
-        return answer
+        name, version = message.model_name[:MAX_ADDRESS], message.model_version[:MAX_ADDRESS]
+        self._dataplane.infer(call, name, version or None, _authorization(metadata))
+        call.message = None  # as large as the tensors, which are copies
+        try:
+            return await call.answer
+        finally:
+            context.set_trailing_metadata(call.trailing())
 
-    def _endpoint(self, name: str, context: Context) -> Endpoint:
-        endpoint, _ = self._dataplane.authorize(name, _authorization(_metadata(context)))
-        return endpoint
+    def _versions(self, message: Any, metadata: Metadata) -> list[Served]:
+        """The versions that a message about a model is about."""
+        endpoint, _ = self._dataplane.authorize(message.name[:MAX_ADDRESS], _authorization(metadata))
+        return endpoint.versions(message.version[:MAX_ADDRESS] or None)
 
 
 def _received(message: Any) -> Iterator[ReceivedTensor]:
@@ -288,6 +314,13 @@ def _received(message: Any) -> Iterator[ReceivedTensor]:
             yield ReceivedTensor(one.name, one.datatype, list(one.shape), raw[position], place)
 
 
+def _wanted(message: Any) -> Iterator[str]:
+    """The names of the outputs that a request asks for."""
+    for output in message.outputs:
+        _refuse_parameters(output.parameters, f'outputs["{output.name[:MAX_NAMED]}"].parameters')
+        yield output.name
+
+
 def _typed(tensor: Any, field: str) -> tuple[list[Any], str]:
     """The elements of a typed tensor, and the name of the field that held them."""
     place = CONTENTS.get(tensor.datatype)
@@ -302,10 +335,24 @@ def _typed(tensor: Any, field: str) -> tuple[list[Any], str]:
     return elements, f"{field}.contents.{place}"
 
 
+def _timeout_s(message: Any) -> float | None:
+    """The time that the caller gives a request, which it writes in microseconds."""
+    for one in _few(message.parameters, "parameters"):
+        if one.key == "timeout" and one.value.int64_param > 0:
+            return float(one.value.int64_param / 1e6)
+    return None
+
+
 def _refuse_parameters(parameters: Any, field: str) -> None:
-    for one in parameters:
+    for one in _few(parameters, field):
         if one.key == "shared_memory_region" or (one.key == "classification" and one.value.int64_param):
             raise RequestRejected("classification and shared memory are not supported.", field)
+
+
+def _few(parameters: Any, field: str) -> Any:
+    if len(parameters) > MAX_PARAMETERS:
+        raise RequestRejected(f"has more than {MAX_PARAMETERS} entries.", field)
+    return parameters
 
 
 def _describe(tensors: Any, specs: Sequence[TensorSpec]) -> None:
@@ -325,12 +372,12 @@ def _serialized(message: Any) -> bytes:
     return body
 
 
-def _metadata(context: Context) -> dict[str, str]:
+def _metadata(context: Context) -> Metadata:
     """The metadata that is text; of a repeated key the last."""
     return {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
 
 
-def _authorization(metadata: dict[str, str]) -> bytes:
+def _authorization(metadata: Metadata) -> bytes:
     return metadata.get("authorization", "").encode("latin-1", "replace")
 
 

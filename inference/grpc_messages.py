@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 PACKAGE: Final = "inference"
 
 _TABLE: Final = """
+HealthCheckResponse: int32 status = 1
 ServerLiveResponse: bool live = 1
 ServerReadyResponse: bool ready = 1
 ServerMetadataResponse: string name = 1, string version = 2, repeated string extensions = 3
@@ -36,7 +37,8 @@ ModelInferResponse: string model_name = 1, string model_version = 2, string id =
 """
 """Messages with their fields' types and numbers as the protocol publishes them; what is empty there is left out.
 
-Where the protocol nests a message, here it stands alone, and its maps are lists of entries: the same bytes.
+Where the protocol nests a message, here it stands alone, and its maps are lists of entries: the same bytes. The health
+check is of grpc.health.v1, where its status is an enumeration.
 """
 
 
@@ -67,6 +69,7 @@ def _message(name: str) -> Any:
     return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
+HealthCheckResponse: Final = _message("HealthCheckResponse")
 ServerLiveResponse: Final = _message("ServerLiveResponse")
 ServerReadyResponse: Final = _message("ServerReadyResponse")
 ServerMetadataResponse: Final = _message("ServerMetadataResponse")

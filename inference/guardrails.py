@@ -118,13 +118,18 @@ class Expression:
 
     def __init__(self, text: str, signature: Signature) -> None:
         self._signature = signature
-        self.reads_outputs = False
+        self.reads: set[tuple[str, str]] = set()  # side and name of the tensors that it needs
         part = self._compile(_parse(text))
         if part.kind != "truth":
             raise RuleRejected("The expression must say what has to hold, for instance: 0 <= age <= 120.")
         if part.is_constant:
             raise RuleRejected("The expression names no input or output of the model.")
         self.evaluate = part.evaluate
+
+    @property
+    def reads_outputs(self) -> bool:
+        """Whether it can be checked only after the run."""
+        return any(side == "output" for side, _ in self.reads)
 
     def _compile(self, node: ast.expr) -> _Part:
         match node:
@@ -170,7 +175,7 @@ class Expression:
             indices = _indices(node.slice) + indices
             node = node.value
         side, spec = found
-        self.reads_outputs = self.reads_outputs or side == "output"
+        self.reads.add((side, spec.name))
         shape = spec.shape[1:] if has_rows(self._signature) else spec.shape
         if len(indices) > len(shape) and shape != ():
             raise RuleRejected(f"A row of “{spec.name}” has {len(shape)} dimensions, not {len(indices)}.")

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
+from ipaddress import ip_address
 from socket import socket
 from typing import Any, Final, Protocol, cast
 
@@ -84,10 +85,22 @@ class Exchange:
         self.buffered = 0
         self.response: bytes | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the caller is on this machine, or seems to be: a proxy here speaks for callers elsewhere."""
+        return self._connection.is_local
+
     def send(self, status: int, body: bytes, *, content_type: bytes = JSON_TYPE, headers: bytes = b"") -> None:
         """Answer. ``headers`` are complete lines, each ended by CRLF. Does nothing when the caller is gone."""
         if self.is_open:
             self._connection.answer(self, status, body, content_type, headers)
+
+    def replace_body(self, body: bytes) -> bool:
+        """Go on with an unpacked body. False if there is no room for it among the bodies that the server holds."""
+        if not self._connection.hold(self, len(body)):
+            return False
+        self.body = body
+        return True
 
 
 REFUSED_HEAD: Final = Head(b"", b"", {}, -1, keep_alive=False)
@@ -389,6 +402,21 @@ class Connection(asyncio.Protocol):
             b"" if exchange.keep_alive else b"connection: close\r\n",
             b"" if exchange.head.method == b"HEAD" else body,
         )
+
+    def hold(self, exchange: Exchange, size: int) -> bool:
+        """Count ``size`` more bytes that an open exchange keeps in memory. False if they are too many."""
+        server = self._server
+        if not exchange.is_open or server.buffered + size > server.limits.max_buffered_bodies:
+            return False
+        exchange.buffered += size
+        server.buffered += size
+        return True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the other end is a loopback address or a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return not isinstance(peer, tuple) or ip_address(peer[0].partition("%")[0]).is_loopback
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way in or out."""

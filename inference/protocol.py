@@ -6,7 +6,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -215,7 +215,8 @@ class ModelCodec:
                 values[known.position] = _from_bytes(one.data, tensor, known, one.field)
             else:
                 values[known.position] = _from_flat(one.data, tensor, known, one.field)
-        wanted = self._wanted(_Request([], outputs=[_Output(name) for name in outputs]))
+        asked = islice(outputs, len(self._outputs) + 1)  # one more is unknown, or there twice
+        wanted = self._wanted(_Request([], outputs=[_Output(name) for name in asked]))
         return InferRequest("", self._present(values), shapes, self._rows(shapes), wanted)
 
     def _present(self, values: list[Values | None]) -> list[Values]:

@@ -6,12 +6,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 import psutil
@@ -19,20 +19,25 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from psycopg.types.json import Jsonb
 
-from inference.contracts import MANIFEST_CHANNEL, ServingManifest, open_manifest
-from inference.errors import InferenceError, ManifestRejected
+from inference.contracts import MANIFEST_CHANNEL, ServingManifest
+from inference.errors import ManifestRejected
+from inference.manifest import ManifestReader
 from inference.metrics import Rollup
-from inference.model_store import LoadedModel, ModelStore
+from inference.model_store import NEED, LoadedModel, ModelStore, reason
+from inference.quarantine import Quarantine
 
 logger = logging.getLogger("inference.reconciler")
 
 CONNECT_TIMEOUT_S: Final = 5
 RETRY_S: Final = 1.0
-RELOAD_S: Final = 5.0  # pause before a deployment that could not be loaded is tried again
+STEP_S: Final = 0.1  # between two switches while models are being loaded
 HEARTBEAT_S: Final = 2.0
 ROLLUP_BATCH: Final = 2000
 NOTHING: Final = ServingManifest(0, "", ())
 
+TOUCH_REPLICA: Final = """
+UPDATE deployments_replica SET seen_at = now(), memory_bytes = %s WHERE replica_id = %s AND pid = %s
+"""
 UPSERT_REPLICA: Final = """
 INSERT INTO deployments_replica
     (replica_id, hostname, pid, started_at, seen_at, generation, state, memory_bytes, loaded, errors)
@@ -60,52 +65,63 @@ ON CONFLICT (endpoint_id, deployment_id, second, replica_id) DO UPDATE SET
 """
 
 
+class Document(NamedTuple):
+    """A manifest as it is stored; without a body if there is none yet."""
+
+    generation: int
+    body: bytes
+    signature: str
+
+
 @dataclass(slots=True)
 class Observed:
     """What a replica reports of itself; written by the reconciler, read by the reporter."""
 
     state: str = "STARTING"
     generation: int = 0
-    loaded: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     changed: threading.Event = field(default_factory=threading.Event)
 
 
-Install = Callable[[ServingManifest, dict[int, LoadedModel]], Sequence[dict[str, Any]]]
-"""Switch the dataplane (on its own thread) and return what serves now, as ``Observed.loaded`` wants it."""
+class Install(Protocol):
+    """Switches the dataplane."""
 
-
-class Reconciler(threading.Thread):
-    """Brings what serves to what the newest manifest says."""
-
-    def __init__(
+    def __call__(
         self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
         *,
-        dsn: str,
-        key: Ed25519PublicKey,
-        state_file: Path,
-        store: ModelStore,
-        install: Install,
-        observed: Observed,
-        poll_interval: float,
-    ) -> None:
-        super().__init__(name="reconciler", daemon=True)
+        pending: Collection[int],
+        refused: Mapping[int, str],
+        is_complete: bool,
+    ) -> Iterable[str]:
+        """``Dataplane.prepare`` and ``switch``; returns the digests that serve now. Called on the reconciler's thread.
+
+        ``is_complete``: nothing that is to get traffic is still being loaded.
+        """
+
+
+class ManifestFeed(threading.Thread):
+    """Follows the database: hands over the newest manifest, as it is written there."""
+
+    def __init__(self, dsn: str, poll_interval: float, known: Callable[[], int], wake: Callable[[], None]) -> None:
+        """``known``: the generation that needs no fetching; ``wake`` is called when ``take`` has something."""
+        super().__init__(name="manifest-feed", daemon=True)
         self._dsn = dsn
-        self._key = key
-        self._state_file = state_file
-        self._store = store
-        self._install = install
-        self._observed = observed
         self._poll_interval = poll_interval
+        self._known = known
+        self._wake = wake
         self._stopping = threading.Event()
-        self._manifest: ServingManifest | None = None
-        self._refused: tuple[int, str] | None = None  # the generation and text last refused, told once
-        self._retry_at = 0.0
+        self._newest: Document | None = None
         self._is_cut_off = False
 
+    def take(self) -> Document | None:
+        """What has come since the last call."""
+        newest, self._newest = self._newest, None
+        return newest
+
     def run(self) -> None:
-        """Start from the last good manifest, then follow the database for ever."""
-        self._start_from_disk()
+        """Follow the database for ever; serving goes on without it."""
         while not self._stopping.is_set():
             try:
                 with psycopg.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
@@ -114,89 +130,191 @@ class Reconciler(threading.Thread):
                 if not self._is_cut_off:
                     logger.warning("The database does not answer (%s); serving goes on.", _first_line(error))
                 self._is_cut_off = True
-                self._retry_failed()
             except Exception:
-                logger.exception("The reconciler failed; it starts over.")
+                logger.exception("Following the manifest failed; it starts over.")
             self._stopping.wait(RETRY_S)
 
     def stop(self) -> None:
         """Stop following; the thread ends within a poll interval."""
         self._stopping.set()
 
+    def _follow(self, connection: psycopg.Connection) -> None:
+        self._is_cut_off = False
+        connection.execute(f"LISTEN {MANIFEST_CHANNEL}")
+        while not self._stopping.is_set():
+            row = connection.execute(
+                "SELECT generation, CASE WHEN generation <> %s THEN body END, signature"
+                " FROM deployments_servingmanifest ORDER BY generation DESC LIMIT 1",
+                (self._known(),),
+            ).fetchone()
+            if row is None:
+                self._newest = Document(0, b"", "")  # a new installation
+                self._wake()
+            elif row[1] is not None:
+                self._newest = Document(row[0], row[1].encode(), row[2])
+                self._wake()
+            for _ in connection.notifies(timeout=self._poll_interval, stop_after=1):
+                pass
+
+
+class Reconciler(threading.Thread):
+    """Brings what serves to what the newest manifest says: at once what is loaded, step by step what is not."""
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        key: Ed25519PublicKey,
+        state_file: Path,
+        store: ModelStore,
+        quarantine: Quarantine,
+        install: Install,
+        observed: Observed,
+        poll_interval: float,
+    ) -> None:
+        super().__init__(name="reconciler", daemon=True)
+        self._reader = ManifestReader(key)
+        self._state_file = state_file
+        self._store = store
+        self._quarantine = quarantine
+        self._install = install
+        self._observed = observed
+        self._poll_interval = poll_interval
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._feed = ManifestFeed(dsn, poll_interval, lambda: self._manifest.generation, self._wake.set)
+        self._has_manifest = False
+        self._manifest = NOTHING
+        self._refused: tuple[int, str] | None = None  # the generation and text last refused, told once
+        self._quarantined: dict[int, str] = {}
+        self._has_loaded = False  # set by the loaders: what is loaded is not what was installed
+        self._in_use: set[str] = set()
+
+    def run(self) -> None:
+        """Start from the last good manifest, then follow the database for ever."""
+        self._store.on_change = self._on_loaded
+        self._start_from_disk()
+        self._feed.start()
+        while not self._stopping.is_set():
+            try:
+                self._reconcile()
+            except Exception:
+                logger.exception("The reconciler failed; it starts over.")
+                self._stopping.wait(RETRY_S)
+            self._wake.wait(self._poll_interval)
+            self._wake.clear()
+
+    def stop(self) -> None:
+        """Stop following; the thread ends a moment later."""
+        self._feed.stop()
+        self._stopping.set()
+        self._wake.set()
+
+    def _on_loaded(self) -> None:
+        self._has_loaded = True
+        self._wake.set()
+
+    def _reconcile(self) -> None:
+        document = self._feed.take()
+        if document is not None and (document.body or not self._has_manifest):
+            self._try(document)
+        if self._has_manifest and self._quarantine.has_changed():
+            self._plan()
+            self._switch()
+        if self._has_loaded:
+            self._has_loaded = False
+            self._switch()
+            # Many loads end within one step; a new manifest does not wait for longer than that.
+            self._stopping.wait(STEP_S)
+        self._store.retire(self._in_use)
+
     def _start_from_disk(self) -> None:
         try:
             document = orjson.loads(self._state_file.read_bytes())
-            self._apply(document["body"].encode(), document["signature"])
+            self._apply(self._reader.open(document["body"].encode(), document["signature"]))
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, AttributeError, ManifestRejected) as error:
             logger.warning("The saved manifest is not usable: %s", error)
 
-    def _follow(self, connection: psycopg.Connection) -> None:
-        self._is_cut_off = False
-        connection.execute(f"LISTEN {MANIFEST_CHANNEL}")
-        while not self._stopping.is_set():
-            known = self._manifest.generation if self._manifest else -1
-            row = connection.execute(
-                "SELECT generation, CASE WHEN generation <> %s THEN body END, signature"
-                " FROM deployments_servingmanifest ORDER BY generation DESC LIMIT 1",
-                (known,),
-            ).fetchone()
-            if row is not None and row[1] is not None:
-                self._try(row[0], row[1].encode(), row[2])
-            elif row is None and self._manifest is None and self._observed.state == "STARTING":
-                self._load_and_switch(NOTHING)  # a new installation: ready, with nothing to serve yet
-            self._retry_failed()
-            for _ in connection.notifies(timeout=self._poll_interval, stop_after=1):
-                pass
-
-    def _try(self, generation: int, body: bytes, signature: str) -> None:
+    def _try(self, document: Document) -> None:
+        if not document.body:
+            self._apply(NOTHING)
+            return
         try:
-            self._apply(body, signature)
+            manifest = self._reader.open(document.body, document.signature)
+            if manifest.generation < self._manifest.generation:
+                raise ManifestRejected(
+                    f"Generation {manifest.generation} is older than generation {self._manifest.generation},"
+                    " which serves."
+                )
         except ManifestRejected as error:
-            if self._refused != (generation, str(error)):
-                self._refused = (generation, str(error))
-                logger.error("Manifest %s is refused: %s", generation, error)
+            if self._refused != (document.generation, str(error)):
+                self._refused = (document.generation, str(error))
+                logger.error("Manifest %s is refused: %s", document.generation, error)
             self._report_refusal(str(error))
-        else:
-            self._refused = None
-            _save(self._state_file, {"body": body.decode(), "signature": signature})
+            return
+        self._refused = None
+        self._apply(manifest)
+        _save(self._state_file, {"body": document.body.decode(), "signature": document.signature})
 
-    def _apply(self, body: bytes, signature: str) -> None:
-        manifest = open_manifest(body, signature, self._key)
-        if self._manifest is not None and manifest.generation < self._manifest.generation:
-            raise ManifestRejected(
-                f"Generation {manifest.generation} is older than generation {self._manifest.generation}, which serves."
-            )
+    def _apply(self, manifest: ServingManifest) -> None:
         self._manifest = manifest
-        self._retry_at = time.monotonic() + RELOAD_S  # until the switch has come through
-        self._load_and_switch(manifest)
+        self._has_manifest = True
+        self._quarantine.has_changed()
+        self._plan()
+        self._switch()
 
-    def _load_and_switch(self, manifest: ServingManifest) -> None:
-        """Load what is missing, aside; then switch. What cannot be loaded is reported and tried again later."""
+    def _plan(self) -> None:
+        """Have the store load what is missing."""
+        self._quarantined = self._quarantine.read()
+        self._store.want(
+            [
+                (entry, endpoint.limits)
+                for endpoint in self._manifest.endpoints
+                for entry in endpoint.deployments
+                if entry.deployment_id not in self._quarantined
+            ]
+        )
+
+    def _switch(self) -> None:
+        """Switch to what is loaded of the manifest. What cannot be served is reported; the store tries again."""
+        missing, missing_traffic = self._store.missing(), self._store.missing(need=NEED["shadow"])
         models: dict[int, LoadedModel] = {}
-        errors = []
-        for endpoint in manifest.endpoints:
+        failed: dict[int, str] = {}
+        pending: set[int] = set()
+        for endpoint in self._manifest.endpoints:
             for entry in endpoint.deployments:
+                key = entry.deployment_id
+                if key in self._quarantined:
+                    continue
                 try:
-                    models[entry.deployment_id] = self._store.get(entry)
+                    model = self._store.find(entry, endpoint.limits)
                 except Exception as error:
-                    message = str(error) if isinstance(error, InferenceError) else f"It broke: {type(error).__name__}."
-                    errors.append({"deployment_id": entry.deployment_id, "message": message})
-                    logger.error("%s version %s cannot be served: %s", endpoint.name, entry.model_version, error)
-        loaded = self._install(manifest, models)
-        self._store.retire({one["digest"] for one in loaded} | {model.digest for model in models.values()})
-        self._retry_at = time.monotonic() + RELOAD_S if errors else 0.0
-        observed = self._observed
-        observed.generation, observed.loaded, observed.errors = manifest.generation, list(loaded), errors
-        if observed.state == "STARTING":
-            observed.state = "READY"
-        observed.changed.set()
+                    failed[key] = reason(error)
+                else:
+                    if model is None:
+                        pending.add(key)
+                    else:
+                        models[key] = model
+        self._in_use = set(
+            self._install(
+                self._manifest, models, pending=pending, refused=self._quarantined, is_complete=not missing_traffic
+            )
+        )
+        self._report(failed, is_complete=not missing)
 
-    def _retry_failed(self) -> None:
-        if self._manifest is not None and self._retry_at and time.monotonic() >= self._retry_at:
-            self._retry_at = time.monotonic() + RELOAD_S
-            self._load_and_switch(self._manifest)
+    def _report(self, failed: dict[int, str], *, is_complete: bool) -> None:
+        """The generation counts as followed once everything in it was loaded or failed."""
+        observed = self._observed
+        known = {entry.deployment_id for endpoint in self._manifest.endpoints for entry in endpoint.deployments}
+        problems = failed | {key: text for key, text in self._quarantined.items() if key in known}
+        errors = [{"deployment_id": key, "message": text} for key, text in problems.items()]
+        generation = self._manifest.generation if is_complete else observed.generation
+        state = "READY" if is_complete and observed.state == "STARTING" else observed.state
+        if (generation, state, errors) != (observed.generation, observed.state, observed.errors):
+            observed.generation, observed.state, observed.errors = generation, state, errors
+            observed.changed.set()
 
     def _report_refusal(self, message: str) -> None:
         refusal = {"deployment_id": None, "message": f"The newest manifest is refused: {message}"}
@@ -209,12 +327,21 @@ class Reporter(threading.Thread):
     """Tells the database what this replica sees: a heartbeat, and the per-second rollups."""
 
     def __init__(
-        self, *, dsn: str, replica_id: str, observed: Observed, take_rollups: Callable[[int], list[Rollup]]
+        self,
+        *,
+        dsn: str,
+        replica_id: str,
+        observed: Observed,
+        describe: Callable[[], list[dict[str, Any]]],
+        take_rollups: Callable[[int], list[Rollup]],
     ) -> None:
+        """``describe``: what is loaded now, for people and the console."""
         super().__init__(name="reporter", daemon=True)
         self._dsn = dsn
         self._replica_id = replica_id
         self._observed = observed
+        self._describe = describe
+        self._sent: tuple[Any, ...] | None = None
         self._take_rollups = take_rollups
         self._unsent: list[Rollup] = []
         self._process = psutil.Process()
@@ -253,7 +380,15 @@ class Reporter(threading.Thread):
                 return
 
     def _send_heartbeat(self, connection: psycopg.Connection) -> None:
+        """Tell what has changed; if nothing has, only that this replica lives: what is loaded may be a long list."""
         observed = self._observed
+        memory = self._process.memory_info().rss
+        state = (observed.generation, observed.state, self._describe(), observed.errors)
+        if state == self._sent:
+            touched = connection.execute(TOUCH_REPLICA, (memory, self._replica_id, os.getpid()))
+            if touched.rowcount:
+                return
+        generation, name, loaded, errors = state
         connection.execute(
             UPSERT_REPLICA,
             (
@@ -261,13 +396,14 @@ class Reporter(threading.Thread):
                 os.uname().nodename,
                 os.getpid(),
                 self._started_at,
-                observed.generation,
-                observed.state,
-                self._process.memory_info().rss,
-                Jsonb(observed.loaded),
-                Jsonb(observed.errors),
+                generation,
+                name,
+                memory,
+                Jsonb(loaded),
+                Jsonb(errors),
             ),
         )
+        self._sent = state
 
     def _send_rollups(self, connection: psycopg.Connection) -> None:
         while rollups := self._unsent or self._take_rollups(ROLLUP_BATCH):

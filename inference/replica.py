@@ -8,8 +8,11 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future
 from socket import socket
 from typing import Any, Final
 
@@ -21,14 +24,19 @@ from inference.contracts import ServingManifest
 from inference.dataplane import Dataplane, Served
 from inference.http import HttpLimits, HttpServer
 from inference.inference_log import Spool
-from inference.metrics import Metrics, Rollup
+from inference.metrics import SHARE_S, Metrics, Rollup, SharedText
 from inference.model_store import LoadedModel, ModelStore
+from inference.quarantine import Quarantine
 from inference.reconciler import Observed, Reconciler, Reporter
 from inference.rest import RestApi
+from inference.runtime import RunOptions, share_arena
 from inference.settings import Settings
+from inference.slow_runs import slow_runs
+from inference.watchdog import LOOP_LANE, SLOW_LANES, TICK_S, Board
 
 logger = logging.getLogger("inference.replica")
 
+SWITCH_INTERVAL_S: Final = 0.001
 ACCEPT_ANYWAY_S: Final = 5.0  # to tell health checks and callers that there is no manifest
 REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 
@@ -36,18 +44,29 @@ REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 class Replica:
     """Everything in one serving process."""
 
-    def __init__(self, settings: Settings, replica_id: str) -> None:
+    def __init__(self, settings: Settings, replica_id: str, board: Board) -> None:
         """Call on the running event loop. Raises ``ConfigurationError`` when keys are missing."""
         self._settings = settings
         self._replica_id = replica_id
+        self._board = board
         self._loop = asyncio.get_running_loop()
         self._process = psutil.Process()
         self._metrics = Metrics()
+        self._others = SharedText(settings.metrics, replica_id) if settings.replicas > 1 else None
+        self._ticks = 0
         self._log = Spool(settings.spool, replica_id, cap=settings.spool_cap, seal_interval=settings.seal_interval)
-        slow_runs = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="slow-run")
-        shadow_runs = ThreadPoolExecutor(1, thread_name_prefix="shadow-run")
-        self._dataplane = Dataplane(settings.token_pepper(), self._log, self._metrics, slow_runs, shadow_runs)
-        rest = RestApi(self._dataplane, self._render_metrics)
+        threads = min(max(os.cpu_count() or 1, 2) + 1, len(SLOW_LANES))
+        self._lanes = [board.lane(lane, RunOptions()) for lane in (LOOP_LANE, *SLOW_LANES[:threads])]
+        slow, shadows = slow_runs(self._lanes[1:])
+        self._dataplane = Dataplane(
+            settings.token_pepper(),
+            self._log,
+            self._metrics,
+            lane=self._lanes[0],
+            slow=slow,
+            shadows=shadows,
+        )
+        rest = RestApi(self._dataplane, self._render_metrics, settings)
         self._server = HttpServer(rest, HttpLimits.from_settings(settings))
         self._grpc = None
         if settings.grpc_port:
@@ -55,12 +74,18 @@ class Replica:
 
             self._grpc = GrpcServer(self._dataplane, settings)
         self._installed = asyncio.Event()
+        self._is_accepting = False
         self._observed = Observed()
+        self._served: list[Served] = []
+        budget = settings.model_memory // settings.replicas
         self._reconciler = Reconciler(
             dsn=settings.database_dsn,
             key=settings.manifest_key(),
             state_file=settings.cache / "last-good-manifest.json",
-            store=ModelStore(ArtifactCache(settings.store, settings.cache), settings.keep_warm),
+            store=ModelStore(
+                ArtifactCache(settings.store, settings.cache), board, keep_warm=settings.keep_warm, budget=budget
+            ),
+            quarantine=Quarantine(settings.quarantine),
             install=self._install,
             observed=self._observed,
             poll_interval=settings.poll_interval,
@@ -69,17 +94,22 @@ class Replica:
             dsn=settings.database_dsn,
             replica_id=replica_id,
             observed=self._observed,
+            describe=lambda: [_describe(one) for one in self._served],
             take_rollups=self._take_rollups,
         )
 
     async def serve(self, listener: socket, stop: asyncio.Event) -> None:
         """Serve on a bound socket until ``stop`` is set; then let accepted requests finish."""
+        self._beat()
+        threading.Thread(target=self._stop_endless_runs, name="stopper", daemon=True).start()
         self._reconciler.start()
         self._reporter.start()
         self._tick()
         # Callers wait in the socket's backlog meanwhile, so a restarted replica turns nobody away.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._installed.wait(), ACCEPT_ANYWAY_S)
+        self._is_accepting = True
+        self._dataplane.is_ready = self._dataplane.has_manifest
         await self._server.start(listener)
         if self._grpc is not None:
             await self._grpc.start()
@@ -102,33 +132,65 @@ class Replica:
         """Once a second: close the metrics' second, seal an idle log file, look at the backlog."""
         self._loop.call_later(1.0, self._tick)
         self._metrics.roll()
+        self._ticks += 1
+        if self._others is not None and self._ticks % SHARE_S == 0:
+            self._others.write(self._own_metrics())
         self._log.seal_if_due()
         self._log.measure_backlog()
 
-    def _install(self, manifest: ServingManifest, models: dict[int, LoadedModel]) -> Sequence[dict[str, Any]]:
-        """Called on the reconciler's thread: switch on the loop's thread and wait for it."""
-        done: Future[Sequence[dict[str, Any]]] = Future()
+    def _beat(self) -> None:
+        """Show the parent that the loop turns."""
+        self._loop.call_later(TICK_S, self._beat)
+        self._board.tick()
+
+    def _stop_endless_runs(self) -> None:
+        """A thread of its own: the loop's may be what does not come back."""
+        while True:
+            time.sleep(TICK_S)
+            for lane in self._lanes:
+                lane.stop_if_asked()
+
+    def _install(
+        self,
+        manifest: ServingManifest,
+        models: Mapping[int, LoadedModel],
+        *,
+        pending: Collection[int],
+        refused: Mapping[int, str],
+        is_complete: bool,
+    ) -> Iterable[str]:
+        """Called on the reconciler's thread: prepare there, switch on the loop's thread and wait for it."""
+        prepared = self._dataplane.prepare(manifest, models, pending=pending, refused=refused)
+        done: Future[None] = Future()
 
         def switch() -> None:
             try:
-                served = self._dataplane.install(manifest, models)
-                self._dataplane.is_ready = self._observed.state not in ("DRAINING", "STOPPED")
-                self._installed.set()
-                done.set_result([_describe(one) for one in served])
+                self._dataplane.switch(prepared)
+                if is_complete:
+                    self._installed.set()
+                if is_complete or self._is_accepting:
+                    self._dataplane.is_ready = self._observed.state not in ("DRAINING", "STOPPED")
+                done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)
-            # Models live long: keep the collector from walking them again and again.
-            gc.collect()
-            gc.freeze()
 
         self._loop.call_soon_threadsafe(switch)
-        return done.result()
+        done.result()
+        self._served = prepared.served
+        if is_complete:  # what lives long is not to be walked by the collector again and again
+            gc.collect()
+            gc.freeze()
+        return (one.model.digest for one in prepared.served)
 
     def _take_rollups(self, limit: int) -> list[Rollup]:
         rollups = self._metrics.rollups
         return [rollups.popleft() for _ in range(min(limit, len(rollups)))]
 
     def _render_metrics(self) -> bytes:
+        own = self._own_metrics()
+        return own if self._others is None else self._others.merged(own)
+
+    def _own_metrics(self) -> bytes:
         return self._dataplane.render_metrics(
             self._replica_id,
             {
@@ -141,15 +203,19 @@ class Replica:
         )
 
 
-def serve(settings: Settings, replica_id: str, listener: socket) -> None:
+def serve(settings: Settings, replica_id: str, listener: socket, board: Board) -> None:
     """Run a replica until SIGTERM."""
 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        await Replica(settings, replica_id).serve(listener, stop)
+        await Replica(settings, replica_id, board).serve(listener, stop)
 
+    # The reconciler's work on a thousand endpoints must not keep the loop waiting for the interpreter's lock.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    board.keep_crashes()
+    share_arena()
     gc.set_threshold(50_000, 20, 50)
     uvloop.run(main())
 
@@ -162,4 +228,6 @@ def _describe(served: Served) -> dict[str, Any]:
         "digest": served.entry.artifact_digest,
         "load_ms": round(served.model.load_ms, 3),
         "warmup_ms": round(served.model.warm_up.total_ms, 3),
+        "memory_bytes": served.model.memory_bytes,
+        "is_in_memory": served.model.session is not None,
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import re
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -11,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from inference import VERSION
+from inference.compression import negotiate, pack, unpack
 from inference.contracts import TensorSpec
 from inference.dataplane import Call, Dataplane, RequestIds, Served
 from inference.errors import (
@@ -25,13 +29,18 @@ from inference.errors import (
     RequestRejected,
     RequestTooLarge,
     Unauthenticated,
+    UnsupportedCoding,
 )
 from inference.http import JSON_TYPE, Exchange, Head, Refused
 from inference.protocol import BatchOutputs, InferRequest, ModelCodec, checked_id, trace_context
+from inference.settings import Settings
 
 BINARY_TYPE: Final = b"application/octet-stream"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_CACHED_PATHS: Final = 4096
+MIN_PACKED: Final = 4096
+"""Bytes of an answer from which on it is packed for who asks for it; below, packing costs more than it saves."""
+CODERS: Final = 2  # threads that pack and unpack, and so bodies that are unpacked before they are counted
 STATUS: Final[dict[type[InferenceError], int]] = {
     RequestRejected: 400,
     Unauthenticated: 401,
@@ -39,6 +48,7 @@ STATUS: Final[dict[type[InferenceError], int]] = {
     NotFound: 404,
     CallerGone: 408,
     RequestTooLarge: 413,
+    UnsupportedCoding: 415,
     GuardrailViolated: 422,
     ModelFailed: 500,
     Overloaded: 503,
@@ -71,7 +81,7 @@ class Plan:
         self.action = action
         self.name, self.version = route.name, route.version
         self.authorization = headers.get(b"authorization")
-        self.encoding = headers.get(b"content-encoding", b"identity").lower()
+        self.encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
         self.header_length = headers.get(b"inference-header-content-length")
         self.request_id = headers.get(b"x-request-id", b"").decode("latin-1")
         self.traceparent = trace_context(headers.get(b"traceparent", b"").decode("latin-1"))
@@ -80,23 +90,25 @@ class Plan:
 class HttpCall(Call):
     """An infer request that came over HTTP."""
 
-    __slots__ = ("exchange", "plan")
+    __slots__ = ("coders", "exchange", "plan", "problem")
 
-    def __init__(self, exchange: Exchange, plan: Plan, request_id: str) -> None:
+    def __init__(self, exchange: Exchange, plan: Plan, request_id: str, coders: Executor) -> None:
         self.exchange = exchange
         self.plan = plan
         self.request_id = request_id
         self.traceparent = plan.traceparent
         self.violated = ()
+        self.coders = coders
+        self.problem: InferenceError | None = None  # with unpacking the body
 
     @property
     def is_open(self) -> bool:
         return self.exchange.is_open
 
     def decode(self, codec: ModelCodec) -> InferRequest:
+        if self.problem is not None:
+            raise self.problem
         plan, body = self.plan, self.exchange.body
-        if plan.encoding != b"identity":
-            raise RequestRejected("compressed bodies are not accepted.", "content-encoding")
         if plan.header_length is None:
             return codec.decode(body)
         return codec.decode(body, _header_length(plan.header_length, len(body)))
@@ -107,14 +119,27 @@ class HttpCall(Call):
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
         request_id = self.request_id.encode("ascii")
         body, json_length = self.served.codec.encode(outputs, start, self.request, request_id)
-        headers = b"x-request-id: %b\r\n" % request_id
+        headers, kind = b"x-request-id: %b\r\n" % request_id, JSON_TYPE
         if self.violated or self.traceparent is not None:
             headers += self._more_headers()
-        if json_length is None:
-            self.exchange.send(200, body, headers=headers)
-        else:
+        if json_length is not None:
             headers += b"inference-header-content-length: %d\r\n" % json_length
-            self.exchange.send(200, body, content_type=BINARY_TYPE, headers=headers)
+            kind = BINARY_TYPE
+        if len(body) < MIN_PACKED:
+            self.exchange.send(200, body, content_type=kind, headers=headers)
+        else:
+            self._send_packed(body, kind, headers + b"vary: accept-encoding\r\n")
+
+    def _send_packed(self, body: bytes, kind: bytes, headers: bytes) -> None:
+        """Send in the coding that the caller asks for, if any; packing takes a thread."""
+        exchange = self.exchange
+        coding = negotiate(exchange.head.headers.get(b"accept-encoding", b""))
+        if coding is None:
+            exchange.send(200, body, content_type=kind, headers=headers)
+            return
+        headers += b"content-encoding: %b\r\n" % coding.encode()
+        packed = asyncio.get_running_loop().run_in_executor(self.coders, pack, body, coding)
+        packed.add_done_callback(lambda done: exchange.send(200, done.result(), content_type=kind, headers=headers))
 
     def fail(self, error: InferenceError) -> None:
         send_error(self.exchange, error, b"x-request-id: %b\r\n%b" % (self.request_id.encode(), self._more_headers()))
@@ -130,9 +155,12 @@ class HttpCall(Call):
 class RestApi:
     """Answers every HTTP request of a replica."""
 
-    def __init__(self, dataplane: Dataplane, render_metrics: Callable[[], bytes]) -> None:
+    def __init__(self, dataplane: Dataplane, render_metrics: Callable[[], bytes], settings: Settings) -> None:
         self._dataplane = dataplane
+        self._max_body = settings.max_body
+        self._coders = ThreadPoolExecutor(CODERS, thread_name_prefix="content-coding")
         self._render_metrics = render_metrics
+        self._metrics_token = settings.metrics_token.encode()
         self._ids = RequestIds()
         self._paths: dict[bytes, Route | None] = {}
         self._fixed = {
@@ -200,7 +228,7 @@ class RestApi:
 
     def _infer(self, exchange: Exchange, plan: Plan) -> None:
         given = plan.request_id
-        call = HttpCall(exchange, plan, given or self._ids.next())
+        call = HttpCall(exchange, plan, given or self._ids.next(), self._coders)
         if given:
             try:
                 checked_id(given, "x-request-id")
@@ -208,7 +236,33 @@ class RestApi:
                 call.request_id = self._ids.next()
                 call.fail(error)
                 return
-        self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
+        if plan.encoding == "identity":
+            self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
+        else:
+            self._infer_unpacked(call)
+
+    def _infer_unpacked(self, call: HttpCall) -> None:
+        """Unpack the body on a thread, if the caller may send one at all, and go on."""
+        exchange, plan = call.exchange, call.plan
+        try:
+            self._dataplane.authorize(plan.name, plan.authorization)
+        except InferenceError as error:
+            call.fail(error)
+            return
+
+        def go_on(unpacked: asyncio.Future[bytes]) -> None:
+            if not exchange.is_open:
+                return
+            try:
+                if not exchange.replace_body(unpacked.result()):
+                    raise Overloaded("The server holds too many request bodies.")
+            except InferenceError as error:
+                call.problem = error
+            self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
+
+        loop = asyncio.get_running_loop()
+        unpacked = loop.run_in_executor(self._coders, unpack, exchange.body, plan.encoding, self._max_body)
+        unpacked.add_done_callback(go_on)
 
     def _server_metadata(self, exchange: Exchange, plan: Plan) -> None:
         _send(exchange, 200, {"name": "countersign", "version": VERSION, "extensions": ["binary_tensor_data"]})
@@ -221,6 +275,13 @@ class RestApi:
         _send(exchange, 200 if is_ready else 503, {"ready": is_ready})
 
     def _metrics(self, exchange: Exchange, plan: Plan) -> None:
+        expected = b"Bearer " + self._metrics_token
+        if not exchange.is_local and not (
+            self._metrics_token and hmac.compare_digest(plan.authorization or b"", expected)
+        ):
+            problem = "Metrics are told on this machine, and elsewhere to who sends the INFERENCE_METRICS_TOKEN."
+            send_error(exchange, Unauthenticated(problem))
+            return
         exchange.send(200, self._render_metrics(), content_type=METRICS_TYPE)
 
     def _model_ready(self, exchange: Exchange, plan: Plan) -> None:
@@ -275,6 +336,8 @@ def _status(error: InferenceError) -> tuple[int, bytes]:
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
     if isinstance(error, Overloaded):
         return status, b"retry-after: %d\r\n" % error.retry_after
+    if isinstance(error, UnsupportedCoding):
+        return status, b"accept-encoding: gzip, deflate\r\n"
     if isinstance(error, Unauthenticated):
         return status, b"www-authenticate: Bearer\r\n"
     return status, b""

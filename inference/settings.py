@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from inference.errors import ConfigurationError
+from inference.memory import usable_memory
 
 MIB = 1024 * 1024
 
@@ -39,6 +40,11 @@ class Settings:
     poll_interval: float
     spool_cap: int
     seal_interval: float
+    hang: float
+    run_timeout: float
+    load_timeout: float
+    model_memory: int
+    metrics_token: str
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -71,11 +77,16 @@ class Settings:
             header_timeout=number("INFERENCE_HEADER_TIMEOUT_S", 10, 0.1, 3600),
             body_timeout=number("INFERENCE_BODY_TIMEOUT_S", 30, 0.1, 3600),
             idle_timeout=number("INFERENCE_IDLE_TIMEOUT_S", 75, 0.1, 86_400),
-            drain_timeout=number("INFERENCE_DRAIN_TIMEOUT_S", 25, 0, 3600),
+            drain_timeout=number("INFERENCE_DRAIN_TIMEOUT_S", 24, 0, 3600),
             keep_warm=number("INFERENCE_KEEP_WARM_S", 3600, 0, 7 * 86_400),
             poll_interval=number("INFERENCE_POLL_S", 2, 0.05, 60),
             spool_cap=int(number("INFERENCE_SPOOL_CAP_BYTES", 1024 * MIB, 64 * 1024, 1 << 50)),
             seal_interval=number("INFERENCE_SEAL_S", 2, 0.05, 3600),
+            hang=number("INFERENCE_HANG_S", 20, 1, 3600),
+            run_timeout=number("INFERENCE_RUN_TIMEOUT_S", 60, 0.5, 86_400),
+            load_timeout=number("INFERENCE_LOAD_TIMEOUT_S", 600, 1, 86_400),
+            model_memory=int(number("INFERENCE_MODEL_MEMORY_BYTES", usable_memory() // 2, MIB, 1 << 50)),
+            metrics_token=environment.get("INFERENCE_METRICS_TOKEN", "").strip(),
         )
 
     @property
@@ -89,9 +100,19 @@ class Settings:
         return self.var / "spool"
 
     @property
+    def metrics(self) -> Path:
+        """What each replica counted, for whichever of them is asked."""
+        return self.var / "run" / "metrics"
+
+    @property
     def cache(self) -> Path:
         """Verified copies of artifacts and the last good manifest."""
         return self.var / "cache"
+
+    @property
+    def quarantine(self) -> Path:
+        """The deployments that the parent of the replicas has taken out of service."""
+        return self.var / "quarantine.json"
 
     def manifest_key(self) -> Ed25519PublicKey:
         """The pinned key that signs manifests. Raises ``ConfigurationError``."""

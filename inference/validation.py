@@ -244,6 +244,13 @@ def check_signature(signature: Signature) -> None:
         raise ArtifactRejected(
             f"The model has {len(specs):,} inputs and outputs, more than {MAX_TENSORS:,}. Join columns into one tensor."
         )
+    for side, of_side in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        names = [spec.name for spec in of_side]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ArtifactRejected(
+                f"Two {side} are called “{_printable(twice, 40)}”, so nobody could ask for one of them. Rename one."
+            )
     for spec in specs:
         if len(spec.name) > MAX_NAME or not spec.name.isprintable() or not spec.name:
             raise ArtifactRejected(

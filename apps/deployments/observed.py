@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Self
 
@@ -37,12 +38,22 @@ class Fleet:
 
     replicas: list[Replica]
     desired_generation: int
+    serving: Counter[int | None]  # how many replicas have loaded a deployment, by its id
+    errors: dict[int | None, list[str]]  # what the replicas say is wrong with it; None: with the manifest
 
     @classmethod
     def read(cls) -> Self:
         """As it is now."""
         newest = ServingManifest.objects.order_by("-generation").values_list("generation", flat=True).first()
-        return cls(list(Replica.objects.live()), newest or 0)
+        live = list(Replica.objects.live())
+        serving: Counter[int | None] = Counter(
+            key for replica in live for key in {item["deployment_id"] for item in replica.loaded}
+        )
+        errors: defaultdict[int | None, list[str]] = defaultdict(list)
+        for replica in live:
+            for error in replica.errors:
+                errors[error.get("deployment_id")].append(error["message"])
+        return cls(live, newest or 0, serving, dict(errors))
 
 
 def observe(deployment: Deployment | None, fleet: Fleet | None = None) -> ObservedState:
@@ -50,8 +61,7 @@ def observe(deployment: Deployment | None, fleet: Fleet | None = None) -> Observ
     fleet = fleet or Fleet.read()
     live = fleet.replicas
     wanted = deployment.pk if deployment else None
-    serving = sum(any(item["deployment_id"] == wanted for item in replica.loaded) for replica in live)
-    errors = [error["message"] for replica in live for error in replica.errors if error.get("deployment_id") == wanted]
+    serving, errors = fleet.serving[wanted], fleet.errors.get(wanted, [])
     if not live:
         state = "OFFLINE"
     elif errors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ _WRITABLE: Final = 64  # elements
 class Trial:
     """An expression, ready to be tried on rows. Raises ``DomainError`` for one that does not fit the model."""
 
+<<<<<<< HEAD
     def __init__(self, requires: str, signature: Signature) -> None:
         self._signature = signature
         try:
@@ -36,31 +37,25 @@ class Trial:
                 return bool(np.all(self._evaluate(_WrittenRow(self._signature, row))))
         except (ValueError, TypeError, IndexError, OverflowError):
             return False  # as in service: what cannot be checked does not hold
-
-
-class _WrittenRow(Sequence[Array]):
-    """The tensors of a row in the signature's order; one that a rule reads and the person left out is asked for."""
-
-    def __init__(self, signature: Signature, row: Mapping[str, Any]) -> None:
-        self._sides = [("input", spec) for spec in signature.inputs] + [("output", spec) for spec in signature.outputs]
-        self._is_batch = has_rows(signature)
-        self._row = row
-
-    def __len__(self) -> int:
-        return len(self._sides)
-
-    def __getitem__(self, position: Any) -> Any:
-        side, spec = self._sides[position]
-        for key in (f"{side}.{spec.name}", spec.name):
-            if key in self._row:
-                return _row(self._row[key], spec, is_batch=self._is_batch)
-        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
+=======
+    Raises ``DomainError`` for an expression that does not fit the model, and for a row that does not.
+    """
+    try:
+        expression = Expression(requires, signature)
+    except RuleRejected as error:
+        raise DomainError(str(error), field="requires") from error
+    tensors = [_given(side, spec, row, signature, expression) for side, spec in _sides(signature)]
+    try:
+        with np.errstate(all="ignore"):
+            return bool(np.all(expression.evaluate(tensors)))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return False  # as in service: what cannot be checked does not hold
+>>>>>>> main
 
 
 def require_computable(requires: str, signature: Signature) -> None:
     """Raise ``DomainError`` if no row at all can be checked: in service such a rule would refuse every request."""
-    specs = (*signature.inputs, *signature.outputs)
-    row = [_filled(spec, is_batch=has_rows(signature))[np.newaxis] for spec in specs]
+    row = [_filled(spec, is_batch=has_rows(signature))[np.newaxis] for _, spec in _sides(signature)]
     try:
         with np.errstate(all="ignore"):
             Expression(requires, signature).evaluate(row)
@@ -73,16 +68,29 @@ def require_computable(requires: str, signature: Signature) -> None:
 
 def example_row(signature: Signature) -> dict[str, Any]:
     """A row that fits, of all tensors that a person could write down: zeros, empty texts, false."""
-
-    names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
+    names = [spec.name for _, spec in _sides(signature)]
     row = {}
-    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
-        for spec in specs:
-            filled = _filled(spec, is_batch=has_rows(signature))
-            key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
-            if filled.size <= _WRITABLE:
-                row[key] = filled.item() if filled.size == 1 else filled.tolist()
+    for side, spec in _sides(signature):
+        filled = _filled(spec, is_batch=has_rows(signature))
+        key = spec.name if names.count(spec.name) == 1 else f"{side}.{spec.name}"
+        if filled.size <= _WRITABLE:
+            row[key] = filled.item() if filled.size == 1 else filled.tolist()
     return row
+
+
+def _sides(signature: Signature) -> list[tuple[str, TensorSpec]]:
+    """All tensors with the side that they are on, in the order in which a rule is given them."""
+    return [("input", spec) for spec in signature.inputs] + [("output", spec) for spec in signature.outputs]
+
+
+def _given(side: str, spec: TensorSpec, row: Mapping[str, Any], signature: Signature, expression: Expression) -> Array:
+    is_batch = has_rows(signature)
+    for key in (f"{side}.{spec.name}", spec.name):
+        if key in row:
+            return _row(row[key], spec, is_batch=is_batch)
+    if (side, spec.name) in expression.reads:
+        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
+    return _filled(spec, is_batch=is_batch)[np.newaxis]
 
 
 def _filled(spec: TensorSpec, *, is_batch: bool) -> Array:

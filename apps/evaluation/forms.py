@@ -85,7 +85,8 @@ class LoadTestForm(forms.Form):
         coerce=int,
         empty_value=None,
         required=False,
-        help_text="The first 2,000 complete rows, one in a request.",
+        help_text="The first 2,000 complete rows, one in a request. An endpoint’s predictions page keeps what its "
+        "callers send as a dataset.",
     )
     max_concurrency = forms.IntegerField(
         label="Callers, at most",

@@ -31,7 +31,7 @@ from apps.evaluation.services import (
 from apps.jobs.runner import JobRun, job
 from inference.contracts import Signature
 from inference.load_generator import LoadFailed
-from inference.load_test import Candidate, LoadPlan, run_load_test
+from inference.load_test import Candidate, LoadPlan, remove_leftovers, run_load_test
 
 
 @job("evaluation.profile_dataset", timeout_s=3_600, max_attempts=2)
@@ -107,11 +107,11 @@ def load_test(run: JobRun, *, load_test_id: int) -> dict[str, Any]:
     plan = LoadPlan(
         float(test.step_s), test.max_concurrency, "poisson" if test.arrivals == "poisson" else "constant", test.slo_rate
     )
+    folder = Path(settings.FILE_UPLOAD_TEMP_DIR)
     try:
         with _only_one_here(run):
-            result = run_load_test(
-                candidate, requests, plan, folder=Path(settings.FILE_UPLOAD_TEMP_DIR), progress=run.progress
-            )
+            remove_leftovers(folder)  # of a job that was killed: nobody else's, as nobody else runs
+            result = run_load_test(candidate, requests, plan, folder=folder, progress=run.progress)
     except LoadFailed as error:
         raise DomainError(str(error)) from error
     with transaction.atomic():

@@ -84,10 +84,10 @@ def latency_by_rate(result: dict[str, Any], limit_ms: float | None) -> Chart:
         "yaxis": {"title": {"text": "Latency, ms"}, "type": "log"},
     }
     if limit_ms is not None:
-        line = {"color": "bad", "width": 1, "dash": "dash"}
-        layout["shapes"] = [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit_ms, "y1": limit_ms, "line": line}
-        ]
+        line, ends = {"color": "bad", "width": 1.5}, {"xref": "paper", "x0": 0, "x1": 1, "y0": limit_ms, "y1": limit_ms}
+        layout["shapes"] = [{"type": "line", "layer": "above", "line": line, **ends}]
+        label = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "text": "p99 at most"}
+        layout["annotations"] = [label | {"y": log10(limit_ms), "font": {"color": "bad"}}]
     quiet, busy = steps[0], steps[-1]
     return {
         "data": _percentile_traces(steps, rates),
@@ -145,11 +145,13 @@ def _callers_axis(callers: list[int]) -> dict[str, Any]:
 
 
 def _marked(callers: int, word: str) -> dict[str, Any]:
-    """A vertical line; on a logarithmic axis shapes take values and annotations their logarithm."""
+    """A vertical line with a word; on a logarithmic axis shapes take values, and annotations their logarithm."""
     line = {"color": "muted", "width": 1, "dash": "dot"}
     return {
         "shapes": [{"type": "line", "x0": callers, "x1": callers, "yref": "paper", "y0": 0, "y1": 1, "line": line}],
-        "annotations": [{"x": log10(callers), "yref": "paper", "y": 1, "yanchor": "bottom", "text": word}],
+        "annotations": [
+            {"x": log10(callers), "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "top", "text": word}
+        ],
     }
 
 
@@ -162,7 +164,9 @@ def _costs(step: dict[str, Any]) -> list[Any]:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.3g} ms"
+    if value is None:
+        return "–"
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _callers(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The inference log over REST: read only."""
+"""The inference log over REST."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Any, ClassVar
 from django.http import StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import serializers
+from rest_framework import serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import ViewSet
 
+from apps.accounts.models import slug_validator
 from apps.core.errors import NotFound
 from apps.deployments.models import Endpoint
+from apps.evaluation.models import DatasetVersion
 from apps.monitoring.export import CONTENT_TYPE, as_document, export_lines
 from apps.monitoring.forms import LogFilterForm, read_filter
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, read_log
+from apps.monitoring.log_samples import keep_rows
 
 
 class PredictionSerializer(serializers.Serializer[Prediction]):
@@ -79,6 +82,45 @@ class PredictionViewSet(ViewSet):
         if not log.rows:
             raise NotFound("The log holds no request with this id. A prediction takes a few seconds to get there.")
         return Response(LogPageSerializer(log).data)
+
+
+class KeepRowsSerializer(serializers.Serializer[Any]):
+    """The dataset that takes the rows; it is created if there is none of this name."""
+
+    dataset = serializers.CharField(max_length=63, validators=[slug_validator])
+
+
+class KeptRowsSerializer(serializers.Serializer[DatasetVersion]):
+    """The dataset version that took the rows; its job reads it."""
+
+    dataset = serializers.CharField(source="dataset.name")
+    number = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    job = serializers.IntegerField(source="job_id")
+
+
+class KeptRowsViewSet(ViewSet):
+    """Rows of an endpoint's log as datasets."""
+
+    permissions: ClassVar[dict[str, str]] = {"create": "registry.upload"}
+
+    @extend_schema(
+        parameters=[OpenApiParameter(name, str) for name in LogFilterForm.base_fields],
+        request=KeepRowsSerializer,
+        responses={201: KeptRowsSerializer},
+    )
+    def create(self, request: Request, endpoint_name: str) -> Response:
+        """Keep the inputs of the newest 2,000 answered predictions that the filter lets through."""
+        endpoint = _endpoint(request, endpoint_name)
+        serializer = KeepRowsSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        version = keep_rows(
+            request.actor,
+            endpoint=endpoint,
+            wanted=read_filter(request.query_params),
+            name=serializer.validated_data["dataset"],
+        )
+        return Response(KeptRowsSerializer(version).data, status=status.HTTP_201_CREATED)
 
 
 class PredictionExportViewSet(ViewSet):

@@ -1,4 +1,4 @@
-"""Filters of the inference log; the page and the API read the same query string."""
+"""Filters of the inference log, which the page and the API read from the same query string, and what to keep of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.http import QueryDict
 
+from apps.accounts.models import slug_validator
 from apps.core.errors import DomainError
 from apps.monitoring.log_reader import LogFilter
 
@@ -45,6 +46,17 @@ class LogFilterForm(forms.Form):
     def wanted(self) -> LogFilter:
         """The filter of a valid form."""
         return LogFilter(**self.cleaned_data)
+
+
+class KeepRowsForm(forms.Form):
+    """The dataset that takes the rows."""
+
+    name = forms.CharField(
+        label="Dataset",
+        max_length=63,
+        validators=[slug_validator],
+        help_text="Lower-case letters, digits and hyphens. An existing dataset gets a new version.",
+    )
 
 
 def read_filter(query: QueryDict) -> LogFilter:

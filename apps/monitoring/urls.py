@@ -11,6 +11,7 @@ urlpatterns = [
     path("endpoints/<slug:name>/guardrails/replay/", views.guardrail_replay, name="guardrail-replay"),
     path("endpoints/<slug:name>/guardrails/counts/", views.guardrail_counts, name="guardrail-counts"),
     path("endpoints/<slug:name>/predictions/", views.prediction_list, name="prediction-list"),
+    path("endpoints/<slug:name>/rows/", views.rows_keep, name="rows-keep"),
     path("endpoints/<slug:name>/predictions.jsonl", views.prediction_export, name="prediction-export"),
     # A client may choose an id with a slash in it.
     path("endpoints/<slug:name>/predictions/<path:request_id>/", views.prediction_detail, name="prediction-detail"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, redirect
 from django.utils import timezone
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_POST
 
 from apps.accounts.models import ApiToken
 from apps.core.errors import DomainError
@@ -19,9 +20,10 @@ from apps.deployments.manifest import CONSOLE_TOKEN_ID
 from apps.deployments.models import Deployment, Endpoint
 from apps.monitoring.charts import sparkline, violation_chart
 from apps.monitoring.export import CONTENT_TYPE, export_lines
-from apps.monitoring.forms import LogFilterForm, read_filter
+from apps.monitoring.forms import KeepRowsForm, LogFilterForm, read_filter
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
+from apps.monitoring.log_samples import keep_rows
 from apps.monitoring.replay import replay
 from apps.monitoring.traffic import endpoint_totals
 from apps.monitoring.violations import violations
@@ -99,14 +101,29 @@ def guardrail_replay(request: HttpRequest, name: str) -> HttpResponse:
 def prediction_list(request: HttpRequest, name: str) -> HttpResponse:
     """The endpoint's predictions, newest first, filtered by the query string."""
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
-    form = LogFilterForm(request.GET)
-    if not form.is_valid():
-        context = {"endpoint": endpoint, "form": form, "log": None}
+    context = _log_context(request, endpoint, KeepRowsForm(initial={"name": f"{endpoint.name}-log"[:63].strip("-")}))
+    if context["log"] is None:
         return render(request, "monitoring/prediction_list.html", context, status=422)
-    before = request.GET.get("before", "")
-    log = read_log(endpoint, form.wanted(), before=LogKey.parse(before) if before else None, tensors=3)
-    context = {"endpoint": endpoint, "form": form, "log": log, "page": _page(request, log)}
     return render(request, "monitoring/prediction_list.html", context, fragment="monitoring/_predictions.html")
+
+
+@require_POST
+@require("registry.upload")
+def rows_keep(request: HttpRequest, name: str) -> HttpResponse:
+    """Keep the inputs of the newest predictions that the query string's filter fits as a dataset version."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
+    form = KeepRowsForm(request.POST)
+    if form.is_valid():
+        try:
+            version = keep_rows(
+                request.actor, endpoint=endpoint, wanted=read_filter(request.GET), name=form.cleaned_data["name"]
+            )
+        except DomainError as error:
+            form.add_error(error.field if error.field in form.fields else None, error.message)
+        else:
+            messages.success(request, f"Kept as {version}. It is being read.")
+            return redirect(version)
+    return render(request, "monitoring/prediction_list.html", _log_context(request, endpoint, form), status=422)
 
 
 @require_GET
@@ -170,6 +187,17 @@ def _callers(request: HttpRequest, log: LogPage) -> dict[int, str]:
     tokens = ApiToken.objects.for_team(request.team).select_related("membership__user").in_bulk(token_ids)
     names = {pk: f"{token} of {token.membership.user.name}" for pk, token in tokens.items()}
     return names | {CONSOLE_TOKEN_ID: "the console’s “Try it” form"}
+
+
+def _log_context(request: HttpRequest, endpoint: Endpoint, keep_form: KeepRowsForm) -> dict[str, Any]:
+    """A page of the log by the query string's filter; ``log`` is None if the filter is not acceptable."""
+    form = LogFilterForm(request.GET)
+    context: dict[str, Any] = {"endpoint": endpoint, "form": form, "keep_form": keep_form, "log": None}
+    if form.is_valid():
+        before = request.GET.get("before", "")
+        log = read_log(endpoint, form.wanted(), before=LogKey.parse(before) if before else None, tensors=3)
+        context |= {"log": log, "page": _page(request, log)}
+    return context
 
 
 def _page(request: HttpRequest, log: LogPage) -> KeysetPage:

@@ -22,6 +22,7 @@ PAGES = {
     "version-upload": ("mira", f"/models/{MODEL}/versions/new/"),
     "evaluation": ("mira", f"/models/{MODEL}/versions/2/evaluation/"),
     "run": ("mira", "/evaluations/1/"),
+    "load-tests": ("mira", f"/models/{MODEL}/versions/2/load-tests/"),
     "datasets": ("mira", "/datasets/"),
     "dataset": ("mira", f"/datasets/{DATASET}/"),
     "promote": ("mira", f"/models/{MODEL}/versions/2/promote/"),

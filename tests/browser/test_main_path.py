@@ -295,7 +295,7 @@ def test_a_new_version_and_a_rollback_drop_no_request(
         if confirm.count():
             pressed_at = time.monotonic()
             confirm.first.click()
-        expect(omar.page.get_by_text("answers again")).to_be_visible()
+        expect(omar.page.get_by_text("answers everything")).to_be_visible()
         _wait_for_version(load, "1", after=pressed_at)
     finally:
         load.is_stopped.set()

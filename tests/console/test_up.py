@@ -27,7 +27,8 @@ def environment(installation: Installation) -> dict[str, str]:
     dropped = {"COUNTERSIGN_DATABASE_ROLE", "DATABASE_URL", "DATABASE_OWNER_URL", "INFERENCE_URL"}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     own = {"COUNTERSIGN_VAR": str(installation.var_dir), "DEMO": "0"}
-    return inherited | own | {"WEB_PORT": str(free_port()), "INFERENCE_PORT": str(free_port())}
+    ports = ("WEB_PORT", "INFERENCE_PORT", "INFERENCE_GRPC_PORT")
+    return inherited | own | {name: str(free_port()) for name in ports}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def refuse(environment: dict[str, str]) -> str:
     return (result.stdout + result.stderr).splitlines()[-1]
 
 
-@pytest.mark.parametrize("variable", ["WEB_PORT", "INFERENCE_PORT"])
+@pytest.mark.parametrize("variable", ["WEB_PORT", "INFERENCE_PORT", "INFERENCE_GRPC_PORT"])
 def test_a_taken_port(environment: dict[str, str], variable: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(environment[variable])))

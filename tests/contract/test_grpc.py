@@ -17,7 +17,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from inference.contracts import Limits
+from inference.contracts import GuardrailRule, Limits
 from inference.grpc_api import CONTENTS
 from tests.contract.test_open_inference_protocol import VALUES
 from tests.inference import onnx_models as models
@@ -62,10 +62,12 @@ def _message(endpoint: str = "double", **changes: Any) -> service_pb2.ModelInfer
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[tensor | changes])
 
 
-def test_server_and_model_metadata(client: triton.InferenceServerClient) -> None:
+def test_server_and_model_metadata(client: triton.InferenceServerClient, service: Service) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata().name == "countersign"
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"  # SERVING
     assert client.is_model_ready("double", headers=HEADERS)
     assert client.is_model_ready("double", "1", headers=HEADERS)
     with pytest.raises(InferenceServerException, match="NOT_FOUND"):
@@ -111,6 +113,12 @@ def test_every_datatype_comes_back_exactly(
     answer = stub.ModelInfer(request, metadata=tuple(HEADERS.items()))
     assert (answer.outputs[0].datatype, list(answer.outputs[0].shape)) == (datatype, [2, 2])
     assert list(answer.raw_output_contents) == [raw]
+
+
+def test_tensors_may_have_odd_names(client: triton.InferenceServerClient) -> None:
+    x, y = models.ODD_NAMES
+    asked = client.infer("odd-names", [_input(x, [[1, 2]])], outputs=[triton.InferRequestedOutput(y)], headers=HEADERS)
+    assert asked.as_numpy(y).tolist() == [[1, 2]]
 
 
 def test_not_a_number_and_infinity_travel(client: triton.InferenceServerClient) -> None:
@@ -168,6 +176,15 @@ def _shared_memory(message: Any) -> None:
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
 
 
+def _many_outputs(message: Any) -> None:
+    message.outputs.extend([message.InferRequestedOutputTensor(name="y")] * 100_000)
+
+
+def _many_parameters(message: Any) -> None:
+    for number in range(65):
+        message.inputs[0].parameters[str(number)].bool_param = True
+
+
 def _classification(message: Any) -> None:
     message.outputs.add(name="y").parameters["classification"].int64_param = 2
 
@@ -176,6 +193,7 @@ def _classification(message: Any) -> None:
     ("message", "code", "said"),
     [
         (_message("nowhere"), "NOT_FOUND", "There is no endpoint"),
+        (_message("double" * 10_000), "NOT_FOUND", 'There is no endpoint "doubledouble'),
         (_message(name="z"), "INVALID_ARGUMENT", 'inputs["z"]: unknown'),
         (_message(datatype="FP64"), "INVALID_ARGUMENT", 'inputs["x"].datatype'),
         (_message(shape=[1, 4]), "INVALID_ARGUMENT", 'inputs["x"].shape'),
@@ -224,6 +242,8 @@ def _classification(message: Any) -> None:
             "INVALID_ARGUMENT",
             'outputs["nope"]: unknown',
         ),
+        (_many_outputs, "INVALID_ARGUMENT", 'outputs["y"]: is asked for twice'),
+        (_many_parameters, "INVALID_ARGUMENT", 'inputs["x"].parameters: has more than 64'),
         (_shared_memory, "INVALID_ARGUMENT", 'inputs["x"].parameters'),
         (_classification, "INVALID_ARGUMENT", 'outputs["y"].parameters'),
         (
@@ -382,6 +402,32 @@ def test_an_error_says_when_to_try_again(workbench: Workbench) -> None:
     assert ended[grpc.StatusCode.OK]["x-request-id"]
     assert ended[grpc.StatusCode.RESOURCE_EXHAUSTED]["x-request-id"]
     assert ended[grpc.StatusCode.RESOURCE_EXHAUSTED]["retry-after"] == "1"
+
+
+def test_guardrails_timeouts_and_trace_context(workbench: Workbench) -> None:
+    installation = workbench.installation()
+    rules = (GuardrailRule("small", "x[0] < 5", "flag"), GuardrailRule("known", "x[0] < 9", "reject"))
+    installation.endpoint("double", models.scale(2), guardrails=rules)
+    installation.endpoint("slow", models.slow())
+    installation.publish()
+    service = workbench.serve(installation, INFERENCE_GRPC_PORT=str(free_port()))
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    metadata = (*HEADERS.items(), ("traceparent", trace))
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+
+        def ended(first: float) -> tuple[str, dict[str, str]]:
+            call = infer.future(_message(contents={"fp32_contents": [first, 2, 3]}), metadata=metadata)
+            return call.code().name, {key: value for key, value in call.trailing_metadata() if key != "x-request-id"}
+
+        assert ended(1) == ("OK", {"traceparent": trace})
+        assert ended(5) == ("OK", {"traceparent": trace, "x-guardrails": "small"})
+        code, trailing = ended(9)
+        assert (code, trailing["traceparent"]) == ("INVALID_ARGUMENT", trace)
+        assert "known" in trailing["x-guardrails"]
+        hasty = _message("slow", shape=[1, 1, 1], contents={"fp32_contents": [1.0]})
+        hasty.parameters["timeout"].int64_param = 100  # microseconds
+        assert infer.future(hasty, metadata=metadata).code().name in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 def test_a_sticky_header_and_the_log(workbench: Workbench) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 import requests
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN
 from tests.inference.conftest import service as service
 from tests.inference.installation import Service, row, tensor
@@ -119,6 +124,7 @@ def test_several_inputs_and_one_requested_output(client: triton.InferenceServerC
         ("scalar", "FP64", [], [1.5]),
         ("free", "FP32", [2, 3, 2], [float(i) for i in range(12)]),
         ("free", "FP32", [1, 1, 2], [1.0, 2.0]),
+        ("free", "FP32", [3, 0, 2], []),
         ("identity-fp32", "FP32", [0, 2], []),
     ],
 )
@@ -274,6 +280,128 @@ def test_a_model_that_fails_says_nothing_of_its_inside_and_spares_its_neighbours
     assert answer.status_code == 500
     assert answer.json() == {"error": "The model failed on these inputs."}
     assert service.infer("pick", {"inputs": [tensor("x", "INT64", [2], [1, 3])]}).json()["outputs"][0]["data"] == [1, 3]
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
+def test_tensors_may_have_odd_names(client: triton.InferenceServerClient, service: Service, is_binary: bool) -> None:
+    x, y = models.ODD_NAMES
+    asked = triton.InferInput(x, [1, 2], "FP32")
+    asked.set_data_from_numpy(np.array([[1, 2]], np.float32), binary_data=is_binary)
+    outputs = [triton.InferRequestedOutput(y, binary_data=is_binary)]
+    result = client.infer("odd-names", [asked], outputs=outputs, headers=service.headers)
+    assert result.as_numpy(y).tolist() == [[1, 2]]
+    assert x in service.infer("odd-names", _one()).json()["error"]
+
+
+def test_the_reference_client_for_asyncio(service: Service) -> None:
+    async def ask(coding: str | None) -> list[Any]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
+            assert await client.is_model_ready("double", headers=service.headers)
+            asked = triton_aio.InferInput("x", [500, 3], "FP32")
+            asked.set_data_from_numpy(np.ones((500, 3), np.float32))
+            results = await asyncio.gather(
+                *(
+                    client.infer(
+                        "double",
+                        [asked],
+                        headers=service.headers,
+                        request_compression_algorithm=coding,
+                        response_compression_algorithm=coding,
+                    )
+                    for _ in range(8)
+                )
+            )
+            return [result.as_numpy("y") for result in results]
+
+    for coding in ("gzip", "deflate", None):
+        assert all((answer == 2).all() for answer in asyncio.run(ask(coding)))
+
+
+@pytest.mark.parametrize("asked_in", ["gzip", "deflate", None])
+@pytest.mark.parametrize("answered_in", ["gzip", "deflate", None])
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
+def test_compressed_bodies(
+    client: triton.InferenceServerClient,
+    service: Service,
+    asked_in: str | None,
+    answered_in: str | None,
+    is_binary: bool,
+) -> None:
+    for rows in (1, 2_000):  # a small answer is not worth packing
+        values = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+        asked = triton.InferInput("x", [rows, 2], "FP32")
+        asked.set_data_from_numpy(values, binary_data=is_binary)
+        result = client.infer(
+            "identity-fp32",
+            [asked],
+            outputs=[triton.InferRequestedOutput("y", binary_data=is_binary)],
+            headers=service.headers,
+            request_compression_algorithm=asked_in,
+            response_compression_algorithm=answered_in,
+        )
+        assert np.array_equal(result.as_numpy("y"), values)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("deflate, gzip", "gzip"),
+        ("gzip;q=0.5, deflate", "deflate"),
+        ("*", "gzip"),
+        ("br, *;q=0.1, gzip;q=0", "deflate"),
+        ("gzip;q=0", None),
+        ("gzip;q=high", None),
+        ("gzip;q=0.5, identity", None),
+        ("br", None),
+        ("", None),
+        (",;=", None),
+    ],
+)
+def test_an_answer_is_packed_as_the_caller_asks(service: Service, accepted: str, coding: str | None) -> None:
+    document = {"inputs": [tensor("x", "FP32", [2_000, 2], [1.0] * 4_000)]}
+    answer = service.infer("identity-fp32", document, headers={"Accept-Encoding": accepted})
+    assert answer.headers.get("content-encoding") == coding
+    assert answer.headers["vary"] == "accept-encoding"
+    assert answer.json()["outputs"][0]["data"] == [1.0] * 4_000
+    small = service.infer("identity-fp32", {"inputs": [tensor("x", "FP32", [1, 2], [1.0, 2.0])]})
+    assert "content-encoding" not in small.headers
+
+
+def _packed(service: Service, body: bytes, coding: str, **headers: str) -> requests.Response:
+    sent = service.headers | {"Content-Encoding": coding} | headers
+    return requests.post(f"{service.url}/v2/models/double/infer", data=body, headers=sent, timeout=10)
+
+
+def test_a_body_that_cannot_be_unpacked_is_refused(service: Service) -> None:
+    plain = json.dumps(row(1, 2, 3)).encode()
+    packed = gzip.compress(plain)
+    assert _packed(service, packed, "gzip").json()["outputs"][0]["data"] == [2, 4, 6]
+    assert _packed(service, plain, "Identity").ok
+    for body, coding in [
+        (plain, "gzip"),
+        (packed, "deflate"),
+        (packed[:-4], "gzip"),
+        (packed + b"x", "gzip"),
+        (b"", "gzip"),
+    ]:
+        answer = _packed(service, body, coding)
+        assert (answer.status_code, answer.json()["error"].startswith("content-encoding")) == (400, True)
+    for coding in ("br", "gzip, gzip", "", "zstd"):
+        answer = _packed(service, packed, coding)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert _packed(service, packed, "gzip", Authorization="Bearer nobody").status_code == 401
+
+
+def test_a_bomb_is_not_unpacked_beyond_the_limit_of_a_body(service: Service) -> None:
+    allowed = int(service.environment["INFERENCE_MAX_BODY_BYTES"])
+    padding = b" " * (allowed - len(json.dumps(row(1, 2, 3))))
+    assert _packed(service, zlib.compress(json.dumps(row(1, 2, 3)).encode() + padding), "deflate").ok
+    bomb = zlib.compress(bytes(200 * allowed))
+    answer = _packed(service, bomb, "deflate")
+    assert (answer.status_code, str(allowed) in answer.json()["error"]) == (413, True)
+    assert service.infer("double", row(1, 2, 3)).ok
 
 
 def test_tokens(service: Service, client: triton.InferenceServerClient) -> None:

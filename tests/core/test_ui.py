@@ -127,6 +127,11 @@ def test_a_chart_carries_its_figure_summary_and_table() -> None:
     assert "</script>" not in html
 
 
+def test_small_numbers_are_written_without_an_exponent() -> None:
+    shown = [render("{{ value|cell }}", value=value) for value in (2.7134e-06, -1e-5, 0.00012, 1e-12, 0.0, 3)]
+    assert shown == ["0.000002713", "-0.00001", "0.00012", "1e-12", "0", "3"]
+
+
 def test_numbered_pages_keep_the_filters() -> None:
     page = Paginator(range(120), 50).page(2)
     html = unescape(render("{% pagination page %}", path="/models/?q=fraud&page=2", page=page))

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
 import pytest
+from django.db import connection as django_connection
 
 from inference.contracts import Limits
 from tests.inference import onnx_models as models
+from tests.inference.console import Console
 from tests.inference.installation import Installation, Service, free_port
 
 OTHER_TOKEN = "csn_test_of_another_endpoint"
@@ -51,6 +54,22 @@ def workbench(tmp_path: Path) -> Iterator[Workbench]:
     bench.close()
 
 
+@pytest.fixture
+def dsn(transactional_db: None) -> str:
+    """The test database, whose tables Django's migrations made."""
+    known = django_connection.get_connection_params()
+    kept = {name: known[name] for name in ("dbname", "user", "password", "host", "port") if known.get(name)}
+    return psycopg.conninfo.make_conninfo(**kept)
+
+
+@pytest.fixture
+def console(dsn: str, workbench: Workbench) -> Iterator[Console]:
+    """A console whose services are gone before the tables are emptied, because the workbench was asked for later."""
+    one = Console(workbench.installation(), dsn)
+    yield one
+    one.connection.close()
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running service with many endpoints and short timeouts; tests must not change it."""
@@ -65,6 +84,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     installation.endpoint("scalar", models.identity("FP64", []))
     installation.endpoint("free", models.identity("FP32", ["n", "m", 2]))
     installation.endpoint("pick", models.pick())
+    installation.endpoint("odd-names", models.identity("FP32", ["n", 2], *models.ODD_NAMES))
     installation.endpoint("slow", models.slow())
     installation.endpoint("narrow", models.scale(1), limits=Limits(queue_rows=8))
     installation.endpoint("lr", models.logistic_regression())

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 OPSET = 17
+ODD_NAMES = ('a "quoted\\ name" %s/0:é', "x] 日本")
 TYPES = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,
@@ -38,9 +39,9 @@ def build(nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers:
     return model.SerializeToString()
 
 
-def identity(datatype: str, shape: list[Any]) -> bytes:
+def identity(datatype: str, shape: list[Any], x: str = "x", y: str = "y") -> bytes:
     """y = x."""
-    return build([helper.make_node("Identity", ["x"], ["y"])], [("x", datatype, shape)], [("y", datatype, shape)])
+    return build([helper.make_node("Identity", [x], [y])], [(x, datatype, shape)], [(y, datatype, shape)])
 
 
 def scale(factor: float, features: int = 3) -> bytes:
@@ -116,3 +117,78 @@ def reshape_to(rows: int, columns: int) -> bytes:
     """Takes only inputs of rows * columns elements: a good model that fails on made-up inputs."""
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     return build(nodes, [("x", "FP32", ["n"])], [("y", "FP32", [rows, columns])], {"shape": np.array([rows, columns])})
+
+
+def spin(layers: int = 0, width: int = 250) -> bytes:
+    """y = x, after max(x) turns of a loop: a large x never comes back. With ``layers`` a single turn takes time."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["keep_on"], ["still"]),
+            helper.make_node("Add", ["before", "one"], ["after"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("keep_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.INT64, []),
+        ],
+        [numpy_helper.from_array(np.array(1, np.int64), "one")],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["turns"], keepdims=0),
+        helper.make_node("Loop", ["turns", "yes", "zero"], ["count"], body=body),
+        helper.make_node("Cast", ["count"], ["h0"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["h0", "matrix"], ["m0"]),
+        *[helper.make_node("MatMul", [f"m{i}", "matrix"], [f"m{i + 1}"]) for i in range(layers)],
+        helper.make_node("ReduceMin", [f"m{layers}"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["least", "nought"], ["nothing"]),
+        helper.make_node("Cast", ["nothing"], ["nil"], to=TensorProto.INT64),
+        helper.make_node("Add", ["x", "nil"], ["y"]),
+    ]
+    return build(
+        nodes,
+        [("x", "INT64", ["n"])],
+        [("y", "INT64", ["n"])],
+        {
+            "yes": np.array(True),
+            "zero": np.array(0, np.int64),
+            "nought": np.array(0, np.float32),
+            "matrix": np.full((width, width), 1 / width, np.float32),
+        },
+    )
+
+
+def heavy(megabytes: int, seed: int = 0, parts: int = 1) -> bytes:
+    """y = x + seed, for FP32 rows of one feature, with so many useless weights, in ``parts`` pieces."""
+    nodes = [helper.make_node("Add", ["x", "seed"], ["h0"])]
+    for part in range(parts):
+        nodes.append(helper.make_node("Gather", [f"weight{part}", "index"], [f"first{part}"]))
+        nodes.append(helper.make_node("Add", [f"h{part}", f"first{part}"], [f"h{part + 1}"]))
+    nodes.append(helper.make_node("Identity", [f"h{parts}"], ["y"]))
+    weights = {f"weight{part}": np.zeros(megabytes * 2**18 // parts, np.float32) for part in range(parts)}
+    for part, weight in enumerate(weights.values()):
+        weight[1:] = part + 1  # else ONNX Runtime keeps one of several that are equal
+    return build(
+        nodes,
+        [("x", "FP32", ["n", 1])],
+        [("y", "FP32", ["n", 1])],
+        {**weights, "seed": np.array([seed], np.float32), "index": np.array([0], np.int64)},
+    )
+
+
+def fold(megabytes: int) -> bytes:
+    """y = x plus the first number of a tensor that is tiny in the file and of this size once loaded."""
+    return build(
+        [
+            helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+            helper.make_node("Add", ["zeros", "one"], ["weight"]),
+            helper.make_node("Gather", ["weight", "x"], ["y"]),
+        ],
+        [("x", "INT64", ["n"])],
+        [("y", "FP32", ["n"])],
+        {"size": np.array([megabytes * 2**18], np.int64), "one": np.ones(1, np.float32)},
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pytest
 import requests
 
 from inference.contracts import Limits
@@ -30,6 +33,7 @@ def test_shadows_get_every_request_and_never_answer(workbench: Workbench) -> Non
     )
     installation.publish()
     service = workbench.serve(installation)
+    wait_for(lambda: 'model_version="4"' in _metrics(service))  # what does not answer is loaded last
     answers = [service.infer("double", row(number, 1, 1)) for number in range(20)]
     assert [answer.json()["outputs"][0]["data"][0] for answer in answers] == [2 * number for number in range(20)]
 
@@ -59,6 +63,7 @@ def test_a_shadow_that_is_slow_and_fails_costs_the_answer_nothing(workbench: Wor
     )
     installation.publish()
     service = workbench.serve(installation)
+    wait_for(lambda: _metrics(service).count('model_version="2"') >= 2)
     asked = {"inputs": [tensor("x", "FP32", [1, 1, 1], [1.0])]}
     took = []
     with requests.Session() as session:
@@ -196,6 +201,42 @@ def test_metrics_tell_stages_batches_outcomes_and_cost(workbench: Workbench) -> 
     assert value("inference_requests_total", endpoint="idle") == -1
     for line in _metrics(service).splitlines():
         assert re.fullmatch(r'# TYPE \w+ \w+|\w+\{(\w+="[^"\\]*",?)+\} [-+.e\d]+', line), line
+
+
+def test_any_replica_tells_the_metrics_of_all(workbench: Workbench) -> None:
+    installation = workbench.installation()
+    installation.endpoint("double", models.scale(2))
+    installation.publish()
+    service = workbench.serve(installation, INFERENCE_REPLICAS="2")
+    for _ in range(40):
+        service.infer("double", row(1, 2, 3))  # each on a connection of its own, which the kernel gives to either
+
+    def counted() -> list[int]:
+        pattern = r'inference_requests_total\{.*outcome="ok",replica="test-\d"\} (\d+)'
+        return [int(count) for count in re.findall(pattern, _metrics(service))]
+
+    wait_for(lambda: len(counted()) == 2 and sum(counted()) == 40, 20)
+    heads = [line for line in _metrics(service).splitlines() if line.startswith("# TYPE")]
+    assert len(heads) == len(set(heads))
+
+
+def test_metrics_are_not_for_everybody(workbench: Workbench) -> None:
+    address = next((one for one in _addresses() if not one.startswith("127.")), None)
+    if address is None:
+        pytest.skip("this machine has only a loopback address")
+    installation = workbench.installation()
+    installation.publish()
+    service = workbench.serve(installation, INFERENCE_HOST="0.0.0.0", INFERENCE_METRICS_TOKEN="sesame")  # noqa: S104
+    url = f"http://{address}:{service.port}/metrics"
+    assert requests.get(url, timeout=5).status_code == 401
+    assert requests.get(url, headers={"Authorization": "Bearer wrong"}, timeout=5).status_code == 401
+    assert requests.get(url, headers={"Authorization": "Bearer sesame"}, timeout=5).ok
+    assert "inference_memory_bytes" in _metrics(service)
+
+
+def _addresses() -> list[str]:
+    found = psutil.net_if_addrs().values()
+    return [address.address for some in found for address in some if address.family == socket.AF_INET]
 
 
 def _metrics(service: Service) -> str:

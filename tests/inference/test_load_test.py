@@ -73,12 +73,12 @@ def test_a_version_is_driven_and_measured_and_nothing_is_left(tmp_path: Path) ->
     assert [step["fraction"] for step in result["open"]] == [0.3, 0.5, 0.7, 0.8, 0.9, None]
     for step in result["closed"]:
         # Little's law: callers = throughput x mean latency, but for the generator's own share of each turn.
-        assert step["throughput"] * step["mean_ms"] / 1e3 == pytest.approx(step["concurrency"], rel=0.2)
+        assert 0.6 < step["throughput"] * step["mean_ms"] / 1e3 / step["concurrency"] < 1.1
         assert step["errors"] == {}
         assert step["p50_ms"] <= step["p95_ms"] <= step["p99_ms"] <= step["max_ms"]
         assert 0 < step["cpu_s_per_thousand"] < 100
     assert result["open"][-1]["rate"] == 200
-    assert 150 < result["open"][-1]["throughput"] < 250
+    assert 100 < result["open"][-1]["throughput"] < 300
     assert result["capacity"] == max(step["throughput"] for step in result["closed"])
     assert result["knee"] in result["closed"]
     assert 20e6 < result["loaded_rss_bytes"] <= result["peak_rss_bytes"] < 1e9
@@ -131,6 +131,9 @@ run_load_test(tested, requests, LoadPlan(5.0, 4), folder=folder, progress=lambda
     generators = [one for one in psutil.Process(job.pid).children() if "inference.load_generator" in one.cmdline()]
     assert len(generators) == 1
     assert len(started) >= 3
+    assert min(one.nice() for one in [*started, *generators]) == 10
+    with contextlib.suppress(FileNotFoundError):  # not every kernel has it
+        assert Path(f"/proc/{generators[0].pid}/autogroup").read_text().endswith("nice 10\n")
     os.killpg(job.pid, signal.SIGKILL)
     job.wait(10)
     wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in [*started, *generators]))
@@ -200,17 +203,27 @@ def generator(folder: Path, service: PacedService, **changes: Any) -> Generator:
 
 
 def test_a_stall_is_counted_from_when_requests_were_due(tmp_path: Path) -> None:
-    """Half a second in which nobody is answered: it holds up one request of the closed loop, half of the open one."""
+    """Half a second in which nobody is answered: it holds up one request of the closed loop, half of the open one's.
+
+    Only the first 64 of these have a connection to be sent on; the others wait, and their wait counts.
+    """
     closed = generator(tmp_path, PacedService(stall_after=100, stall_s=0.5)).closed(1)
     assert closed["p95_ms"] < 100
     assert closed["max_ms"] > 450
-    opened = generator(tmp_path, PacedService(stall_after=100, stall_s=0.5)).open(200.0, None)
+    opened = generator(tmp_path, PacedService(stall_after=300, stall_s=0.5)).open(1_000.0, None)
     assert opened["unanswered"] == 0
-    assert opened["p95_ms"] > 350
+    assert opened["mean_ms"] > 90  # 500 requests that waited a quarter of a second on average
+
+
+def test_requests_that_are_never_answered_count_with_their_wait(tmp_path: Path) -> None:
+    opened = generator(tmp_path, PacedService(stall_after=20, stall_s=60), step_s=0.5).open(100.0, None)
+    assert opened["unanswered"] > 25
+    assert opened["p50_ms"] > 1_900
+    assert opened["is_cut_short"] is False
 
 
 def test_an_arrival_rate_beyond_the_capacity_shows_in_the_latency(tmp_path: Path) -> None:
-    """100 requests/s are served where 400 arrive: what is never answered counts with the time it has waited."""
+    """100 requests/s are served where 400 arrive."""
     opened = generator(tmp_path, PacedService(pause_s=0.01), step_s=0.5).open(400.0, None)
     assert opened["throughput"] < 130
     assert opened["p99_ms"] > 1_000

@@ -10,81 +10,27 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from django.db import connection as django_connection
 
 from inference.inference_log import read_spool
 from inference.router import Router
 from tests.inference import onnx_models as models
 from tests.inference.conftest import Workbench
+from tests.inference.console import Console
 from tests.inference.installation import (
     REPOSITORY,
-    Installation,
     Service,
     free_port,
     row,
     tensor,
     wait_for,
 )
-
-
-@pytest.fixture
-def dsn(transactional_db: None) -> str:
-    """The test database, whose tables Django's migrations made."""
-    known = django_connection.get_connection_params()
-    kept = {name: known[name] for name in ("dbname", "user", "password", "host", "port") if known.get(name)}
-    return psycopg.conninfo.make_conninfo(**kept)
-
-
-class Console:
-    """Publishes manifests into the database, as the console does."""
-
-    def __init__(self, installation: Installation, dsn: str) -> None:
-        self.installation = installation
-        self.dsn = dsn
-        self.connection = psycopg.connect(dsn, autocommit=True)
-
-    def publish(self, document: dict[str, Any] | None = None) -> int:
-        """Insert a manifest and notify; returns its generation."""
-        document = document or self.installation.manifest()
-        with self.connection.transaction():
-            self.connection.execute(
-                "INSERT INTO deployments_servingmanifest (generation, body, signature, content_digest, created_at)"
-                " VALUES (%s, %s, %s, '', now())",
-                (document["generation"], document["body"], document["signature"]),
-            )
-            self.connection.execute("SELECT pg_notify('serving_manifest', %s)", (str(document["generation"]),))
-        return int(document["generation"])
-
-    def replica(self) -> dict[str, Any]:
-        """What the replica reports; empty before its first report."""
-        cursor = self.connection.execute(
-            "SELECT generation, state, loaded, errors, pid FROM deployments_replica WHERE replica_id = 'test-1'"
-        )
-        found = cursor.fetchone()
-        names = [column.name for column in cursor.description or ()]
-        return dict(zip(names, found, strict=True)) if found else {}
-
-    def wait_for_generation(self, generation: int) -> dict[str, Any]:
-        """Wait until the replica serves a generation."""
-        wait_for(lambda: self.replica().get("generation") == generation, 20)
-        return self.replica()
-
-
-@pytest.fixture
-def console(dsn: str, workbench: Workbench) -> Iterator[Console]:
-    """A console whose services are gone before the tables are emptied, because the workbench was asked for later."""
-    one = Console(workbench.installation(), dsn)
-    yield one
-    one.connection.close()
 
 
 def test_it_follows_the_database_and_reports_what_it_serves(console: Console, workbench: Workbench) -> None:

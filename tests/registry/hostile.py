@@ -321,6 +321,11 @@ def without_inputs() -> ModelProto:
     return model_of([node], inputs=[], initializers=[constant("one", [1.0], np.float32)])
 
 
+def outputs_of_one_name() -> ModelProto:
+    """ONNX Runtime takes it, but an answer could not tell them apart."""
+    return model_of([helper.make_node("Identity", ["x"], ["y"])], outputs=[value("y", ["n", 3])] * 2)
+
+
 def huge_input() -> ModelProto:
     """One row would fill the memory."""
     return model_of([helper.make_node("Identity", ["x"], ["y"])], inputs=[value("x", ["n", HUGE])])

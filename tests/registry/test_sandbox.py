@@ -55,6 +55,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], ModelProto | bytes], str]]] = {
     "wrong type": (hostile.wrong_type, "cannot load"),
     "no graph": (hostile.without_graph, "no ONNX model"),
     "training information": (hostile.training_information, "training information"),
+    "outputs of one name": (hostile.outputs_of_one_name, "Two outputs are called “y”"),
     "huge input": (hostile.huge_input, "elements"),
     "control characters": (hostile.control_characters_in_a_name, "control characters|cannot load"),
     "name that is no text": (hostile.name_that_is_no_text, f"not UTF-8|{UNREADABLE}|cannot load"),

@@ -203,6 +203,8 @@ def cell(value: object) -> object:
     """A value of a chart's table as text: floats with four significant figures, times in UTC, None as a dash."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
+    if isinstance(value, float) and 1e-9 <= abs(value) < 1e-4:  # a cost, say, which nobody reads with an exponent
+        return f"{value:.{3 - math.floor(math.log10(abs(value)))}f}".rstrip("0")
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if isinstance(value, datetime):

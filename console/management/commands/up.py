@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -109,9 +110,11 @@ class Stack:
             self._installation.ensure_signing_key(kind)
 
     def _remove_broken_uploads(self) -> None:
-        """What a web process that was killed left of the uploads it was receiving."""
+        """What killed processes left: uploads that a web process was receiving, working folders of jobs."""
         for path in self._installation.uploads.iterdir():
-            if path.is_file():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
 
     @contextmanager
