@@ -19,11 +19,10 @@ _WRITABLE: Final = 64  # elements
 class Trial:
     """An expression, ready to be tried on rows. Raises ``DomainError`` for one that does not fit the model."""
 
-<<<<<<< HEAD
     def __init__(self, requires: str, signature: Signature) -> None:
         self._signature = signature
         try:
-            self._evaluate = Expression(requires, signature).evaluate
+            self._expression = Expression(requires, signature)
         except RuleRejected as error:
             raise DomainError(str(error), field="requires") from error
 
@@ -32,25 +31,13 @@ class Trial:
 
         Raises ``DomainError`` for a row that does not fit the model, or lacks what the expression reads.
         """
+        sides = _sides(self._signature)
+        tensors = [_given(side, spec, row, self._signature, self._expression) for side, spec in sides]
         try:
             with np.errstate(all="ignore"):
-                return bool(np.all(self._evaluate(_WrittenRow(self._signature, row))))
+                return bool(np.all(self._expression.evaluate(tensors)))
         except (ValueError, TypeError, IndexError, OverflowError):
             return False  # as in service: what cannot be checked does not hold
-=======
-    Raises ``DomainError`` for an expression that does not fit the model, and for a row that does not.
-    """
-    try:
-        expression = Expression(requires, signature)
-    except RuleRejected as error:
-        raise DomainError(str(error), field="requires") from error
-    tensors = [_given(side, spec, row, signature, expression) for side, spec in _sides(signature)]
-    try:
-        with np.errstate(all="ignore"):
-            return bool(np.all(expression.evaluate(tensors)))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return False  # as in service: what cannot be checked does not hold
->>>>>>> main
 
 
 def require_computable(requires: str, signature: Signature) -> None:
