@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -94,23 +94,25 @@ class Guard:
         if not self._has_rows:
             tensors = [array[np.newaxis] for array in tensors]
         found = []
-        with np.errstate(all="ignore"):
-            for rule, evaluate in rules:
-                holds = self._holds(evaluate, tensors)
-                if not holds.all():
-                    found.append(Violation(rule, ~holds))
+        for rule, evaluate in rules:
+            broken = self._broken(evaluate, tensors)
+            if broken is not None:
+                found.append(Violation(rule, broken))
         return found
 
-    def _holds(self, evaluate: Evaluate, tensors: Tensors) -> Array:
+    def _broken(self, evaluate: Evaluate, tensors: Tensors) -> Array | None:
+        """The rows for which an expression does not hold; None if it holds for all."""
         rows = len(tensors[0]) if self._is_batch else 1
         try:
-            result = np.asarray(evaluate(tensors))
+            holds = np.asarray(evaluate(tensors))
+            if np.count_nonzero(holds) == holds.size:  # much faster than all()
+                return None
+            if not self._is_batch:
+                return np.ones(1, np.bool_)
+            per_row = holds if holds.ndim <= 1 else holds.reshape(len(holds), -1).all(axis=1)
+            return ~np.broadcast_to(per_row, (rows,))
         except (ValueError, TypeError, IndexError, OverflowError):
-            return np.zeros(rows, np.bool_)  # what cannot be checked does not hold
-        if not self._is_batch:
-            return np.array([bool(result.all())])
-        result = _per_row(result)
-        return result if len(result) == rows else np.broadcast_to(result, (rows,))
+            return np.ones(rows, np.bool_)  # what cannot be checked does not hold
 
 
 class Expression:
@@ -307,11 +309,6 @@ def _never(tensors: Tensors) -> Array:
     return np.zeros(1, np.bool_)
 
 
-def _per_row(value: Array) -> Array:
-    """What must hold for all elements of a row, as one truth per row."""
-    return value if value.ndim <= 1 else cast(Array, value.reshape(len(value), -1).all(axis=1))
-
-
 def _align(one: Any, other: Any) -> tuple[Any, Any]:
     """Give the one with fewer dimensions more of them at the end, so that rows meet rows."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.ndim != other.ndim:
@@ -360,8 +357,17 @@ def _negative(value: Any) -> Any:
 
 
 def _float(value: Any) -> Any:
-    """Arithmetic is done in float64: integers must not wrap around."""
     return np.asarray(value, np.float64)
+
+
+def _arithmetic(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """In float64, because integers must not wrap around. What is undefined becomes NaN, which no rule holds for."""
+
+    def calculate(one: Any, other: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(_float(one), _float(other))
+
+    return calculate
 
 
 def _is_missing(value: Any) -> Any:
@@ -394,11 +400,11 @@ def _number_in(allowed: Sequence[float]) -> Callable[[Any], Any]:
 
 
 _ARITHMETIC: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
-    ast.Add: lambda one, other: _float(one) + _float(other),
-    ast.Sub: lambda one, other: _float(one) - _float(other),
-    ast.Mult: lambda one, other: _float(one) * _float(other),
-    ast.Div: lambda one, other: _float(one) / _float(other),
-    ast.Mod: lambda one, other: _float(one) % _float(other),
+    ast.Add: _arithmetic(np.add),
+    ast.Sub: _arithmetic(np.subtract),
+    ast.Mult: _arithmetic(np.multiply),
+    ast.Div: _arithmetic(np.divide),
+    ast.Mod: _arithmetic(np.mod),
 }
 _COMPARISONS: Final[Mapping[type[ast.cmpop], Callable[[Any, Any], Any]]] = {
     ast.Lt: np.less,

@@ -203,8 +203,7 @@ class Spool:
 
     def measure_backlog(self) -> None:
         """Look how many bytes of the root, of all replicas, wait for the shipper."""
-        waiting = (path for path in self._root.glob("*/*") if path.suffix != UNREADABLE_SUFFIX)
-        self._backlog = sum(_size(path) for path in waiting)
+        self._backlog = backlog(self._root)[0]
 
     def close(self) -> None:
         """Seal what is open and let the folder go: the shipper takes what is left."""
@@ -268,6 +267,13 @@ def read_spool(path: Path) -> Iterator[StoredRecord]:
             contexts[number] = _context(document)
         else:
             yield _decode(payload, contexts)
+
+
+def backlog(root: Path) -> tuple[int, float]:
+    """Bytes below a spool's root that wait for the shipper, and the age in seconds of the oldest file among them."""
+    found = [_stat(path) for path in root.glob("*/*") if path.suffix != UNREADABLE_SUFFIX]
+    oldest = min((one.st_mtime for one in found if one is not None), default=time.time())
+    return sum(one.st_size for one in found if one is not None), time.time() - oldest
 
 
 def is_whole(path: Path) -> bool:
@@ -344,11 +350,11 @@ def _sync(descriptors: list[int], directory: Path) -> None:
         os.close(folder)
 
 
-def _size(path: Path) -> int:
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError:
-        return 0
+        return None
 
 
 def _encode(number: int, context: Context, record: Record) -> list[Any]:

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import math
 import os
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from inference.inference_log import (
     Context,
     StoredRecord,
     StoredTensor,
+    backlog,
     is_abandoned,
     is_whole,
     read_spool,
@@ -51,7 +53,8 @@ logger = logging.getLogger("inference.shipper")
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 CONNECT_TIMEOUT_S: Final = 5
 MAX_BACKOFF_S: Final = 30.0
-NICENESS: Final = 5  # answers come first; the spool can wait
+MAX_WAIT_S: Final = 10.0  # for which the shipper takes only what nobody else wants of the processor
+MAX_SHARE: Final = 0.25  # of the spool's cap up to which it does
 DICTIONARY_COLUMNS: Final = [
     "endpoint",
     "model",
@@ -94,14 +97,16 @@ class Shipper:
         self._store = settings.store
         self._dsn = settings.database_dsn
         self._interval = settings.seal_interval
+        self._cap = settings.spool_cap
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Ship until stopped, then once more."""
-        os.nice(NICENESS)
         backoff = self._interval
         is_silent = False
         while not self._stopping.wait(backoff):
+            waiting, age_s = backlog(self._spool)
+            _stand_back(waiting < MAX_SHARE * self._cap and age_s < MAX_WAIT_S)
             try:
                 self.ship_all()
                 backoff, is_silent = self._interval, False
@@ -109,6 +114,7 @@ class Shipper:
                 if not is_silent:
                     logger.warning("Predictions stay in the spool for now: %s", str(error).partition("\n")[0])
                 backoff, is_silent = min(max(backoff, 0.5) * 2, MAX_BACKOFF_S), True
+        _stand_back(False)
         try:
             self.ship_all()
         except (psycopg.Error, OSError) as error:
@@ -156,6 +162,12 @@ class Shipper:
             known = connection.execute("SELECT 1 FROM monitoring_logsegment WHERE path = %s", (name,)).fetchone()
             if known is None:
                 _register(connection, write_segment(self._store, name, records))
+
+
+def _stand_back(does: bool) -> None:
+    """Let everything else on the machine go first, or take part as usual. What waits in the spool is safe there."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE if does else os.SCHED_OTHER, os.sched_param(0))
 
 
 def write_segment(store: Path, name: str, records: Sequence[StoredRecord]) -> Segment:
