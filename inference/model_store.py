@@ -25,7 +25,7 @@ NEED: Final[dict[Role, int]] = {"champion": 3, "canary": 3, "shadow": 2, "standb
 IDLE_S: Final = 1.0  # pause of a loader with nothing to do, before it looks for what may be tried again
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 300.0
-MEASURE_WAIT_S: Final = 1.0
+PATIENCE_S: Final = 2.0  # how long a load may keep the next one waiting, so that both are measured
 TRIM_S: Final = 1.0
 MIB: Final = 1024 * 1024
 NO_CAP: Final = 1 << 62
@@ -100,6 +100,7 @@ class ModelStore:
         self._retired_at: dict[str, float] = {}
         self._cached: set[str] | None = None
         self._measuring = threading.Lock()
+        self._turn_began = 0.0
         self._trimmed_at = 0.0
         self._must_trim = False
         self._is_closed = False
@@ -285,20 +286,22 @@ class ModelStore:
     def _session(self, entry: DeploymentEntry, size: int) -> tuple[Session, float, int]:
         """A session, the milliseconds it took, and the bytes by which the heap grew. ``size``: the room to make for it.
 
-        The heap is the whole process's, so loads take turns, as long as none takes long; growth that another load
-        may have been part of counts as 0.
+        The heap is the whole process's, so loads take turns, as long as none takes long; the growth counts as 0 for
+        one that goes ahead of a long one.
         """
-        with self._artifacts.open(entry) as source:
-            self._make_room(size)  # not before it is known that there is something to load
-            is_alone = self._measuring.acquire(timeout=MEASURE_WAIT_S)
-            try:
+        is_alone = self._measuring.acquire(timeout=max(self._turn_began + PATIENCE_S - time.monotonic(), 0))
+        if is_alone:
+            self._turn_began = time.monotonic()
+        try:
+            with self._artifacts.open(entry) as source:
+                self._make_room(size)  # not before it is known that there is something to load
                 before, started = heap_in_use(), time.perf_counter()
                 session = load_session(source)
                 load_ms = (time.perf_counter() - started) * 1e3
                 return session, load_ms, heap_in_use() - before if is_alone else 0
-            finally:
-                if is_alone:
-                    self._measuring.release()
+        finally:
+            if is_alone:
+                self._measuring.release()
 
     def _make_room(self, size: int) -> list[Session]:
         """Unload the least needed, then least recently used models until ``size`` bytes more fit into the budget.

@@ -38,6 +38,7 @@ logger = logging.getLogger("inference.replica")
 
 SWITCH_INTERVAL_S: Final = 0.001
 ACCEPT_ANYWAY_S: Final = 5.0  # to tell health checks and callers that there is no manifest
+READY_ANYWAY_S: Final = 30.0  # after that, with what is loaded by then
 REPORT_LAST_S: Final = 2.0  # for the last heartbeat and rollups
 
 
@@ -74,17 +75,17 @@ class Replica:
 
             self._grpc = GrpcServer(self._dataplane, settings)
         self._installed = asyncio.Event()
-        self._is_accepting = False
+        self._must_be_complete = True  # to be ready
         self._observed = Observed()
         self._served: list[Served] = []
         budget = settings.model_memory // settings.replicas
+        artifacts = ArtifactCache(settings.store, settings.cache)
+        self._store = ModelStore(artifacts, board, keep_warm=settings.keep_warm, budget=budget)
         self._reconciler = Reconciler(
             dsn=settings.database_dsn,
             key=settings.manifest_key(),
             state_file=settings.cache / "last-good-manifest.json",
-            store=ModelStore(
-                ArtifactCache(settings.store, settings.cache), board, keep_warm=settings.keep_warm, budget=budget
-            ),
+            store=self._store,
             quarantine=Quarantine(settings.quarantine),
             install=self._install,
             observed=self._observed,
@@ -108,8 +109,7 @@ class Replica:
         # Callers wait in the socket's backlog meanwhile, so a restarted replica turns nobody away.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._installed.wait(), ACCEPT_ANYWAY_S)
-        self._is_accepting = True
-        self._dataplane.is_ready = self._dataplane.has_manifest
+        self._loop.call_later(READY_ANYWAY_S, self._be_ready_anyway)
         await self._server.start(listener)
         if self._grpc is not None:
             await self._grpc.start()
@@ -123,6 +123,7 @@ class Replica:
         self._reconciler.stop()
         servers = [self._server] if self._grpc is None else [self._server, self._grpc]
         await asyncio.gather(*(server.drain(self._settings.drain_timeout) for server in servers))
+        self._store.close()  # not before: an accepted request may need a model that was unloaded
         self._metrics.roll()
         self._log.close()
         self._observed.state = "STOPPED"
@@ -137,6 +138,16 @@ class Replica:
             self._others.write(self._own_metrics())
         self._log.seal_if_due()
         self._log.measure_backlog()
+
+    def _be_ready(self, *, is_complete: bool) -> None:
+        if is_complete or not self._must_be_complete:
+            is_stopping = self._observed.state in ("DRAINING", "STOPPED")
+            self._dataplane.is_ready = self._dataplane.has_manifest and not is_stopping
+
+    def _be_ready_anyway(self) -> None:
+        """A single model that takes minutes to load does not keep all the others from being called."""
+        self._must_be_complete = False
+        self._be_ready(is_complete=False)
 
     def _beat(self) -> None:
         """Show the parent that the loop turns."""
@@ -168,8 +179,7 @@ class Replica:
                 self._dataplane.switch(prepared)
                 if is_complete:
                     self._installed.set()
-                if is_complete or self._is_accepting:
-                    self._dataplane.is_ready = self._observed.state not in ("DRAINING", "STOPPED")
+                self._be_ready(is_complete=is_complete)
                 done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)

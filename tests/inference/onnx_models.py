@@ -164,7 +164,11 @@ def spin(layers: int = 0, width: int = 250) -> bytes:
 
 def heavy(megabytes: int, seed: int = 0, parts: int = 1) -> bytes:
     """y = x + seed, for FP32 rows of one feature, with so many useless weights, in ``parts`` pieces."""
-    nodes = [helper.make_node("Add", ["x", "seed"], ["h0"])]
+    nodes = [
+        helper.make_node("Add", ["x", "seed"], ["h0"]),
+        helper.make_node("Mul", ["x", "nought"], ["nothing"]),  # of the input, else the weights would be folded away
+        helper.make_node("Cast", ["nothing"], ["index"], to=TensorProto.INT64),
+    ]
     for part in range(parts):
         nodes.append(helper.make_node("Gather", [f"weight{part}", "index"], [f"first{part}"]))
         nodes.append(helper.make_node("Add", [f"h{part}", f"first{part}"], [f"h{part + 1}"]))
@@ -176,7 +180,7 @@ def heavy(megabytes: int, seed: int = 0, parts: int = 1) -> bytes:
         nodes,
         [("x", "FP32", ["n", 1])],
         [("y", "FP32", ["n", 1])],
-        {**weights, "seed": np.array([seed], np.float32), "index": np.array([0], np.int64)},
+        {**weights, "seed": np.array([seed], np.float32), "nought": np.array([0], np.float32)},
     )
 
 
