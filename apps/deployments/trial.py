@@ -31,13 +31,21 @@ class Trial:
 
         Raises ``DomainError`` for a row that does not fit the model, or lacks what the expression reads.
         """
-        sides = _sides(self._signature)
-        tensors = [_given(side, spec, row, self._signature, self._expression) for side, spec in sides]
+        tensors = [self._given(side, spec, row) for side, spec in _sides(self._signature)]
         try:
             with np.errstate(all="ignore"):
                 return bool(np.all(self._expression.evaluate(tensors)))
         except (ValueError, TypeError, IndexError, OverflowError):
             return False  # as in service: what cannot be checked does not hold
+
+    def _given(self, side: str, spec: TensorSpec, row: Mapping[str, Any]) -> Array:
+        is_batch = has_rows(self._signature)
+        if (side, spec.name) not in self._expression.reads:
+            return _filled(spec, is_batch=is_batch)[np.newaxis]
+        for key in (f"{side}.{spec.name}", spec.name):
+            if key in row:
+                return _row(row[key], spec, is_batch=is_batch)
+        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
 
 
 def require_computable(requires: str, signature: Signature) -> None:
@@ -68,16 +76,6 @@ def example_row(signature: Signature) -> dict[str, Any]:
 def _sides(signature: Signature) -> list[tuple[str, TensorSpec]]:
     """All tensors with the side that they are on, in the order in which a rule is given them."""
     return [("input", spec) for spec in signature.inputs] + [("output", spec) for spec in signature.outputs]
-
-
-def _given(side: str, spec: TensorSpec, row: Mapping[str, Any], signature: Signature, expression: Expression) -> Array:
-    is_batch = has_rows(signature)
-    for key in (f"{side}.{spec.name}", spec.name):
-        if key in row:
-            return _row(row[key], spec, is_batch=is_batch)
-    if (side, spec.name) in expression.reads:
-        raise DomainError(f"The rule reads the {side} “{spec.name}”: give it a value, too.", field="sample")
-    return _filled(spec, is_batch=is_batch)[np.newaxis]
 
 
 def _filled(spec: TensorSpec, *, is_batch: bool) -> Array:
