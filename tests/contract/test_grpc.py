@@ -317,6 +317,19 @@ def test_a_message_over_the_limit_is_refused_and_a_strangers_is_not_even_read(
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_compressed_messages_within_the_limit(client: triton.InferenceServerClient, service: Service) -> None:
+    asked = [_input("x", np.ones((500, 3)))]
+    for coding in ("gzip", "deflate"):
+        result = client.infer("double", asked, headers=HEADERS, compression_algorithm=coding)
+        assert (result.as_numpy("y") == 2).all()
+    bomb = _message(contents={"bytes_contents": [bytes(20_000_000)]}).SerializeToString()
+    with grpc.insecure_channel(service.grpc_address, options=(("grpc.max_send_message_length", -1),)) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            infer(bomb, metadata=tuple(HEADERS.items()), compression=grpc.Compression.Gzip, timeout=20)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_who_sends_slowly_loses_the_call(service: Service) -> None:
     def requests() -> Iterator[bytes]:
         time.sleep(5)
