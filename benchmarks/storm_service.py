@@ -20,6 +20,7 @@ from benchmarks.models import INPUT, Model
 from benchmarks.product import report, wait_for
 from benchmarks.service import Service
 
+Kind = Literal["replica", "shipper"]
 CATALOG: Final = "SELECT path, sha256, row_count FROM monitoring_logsegment"
 PROBE_TIMEOUT_S: Final = 30.0
 SETTLE_LIMIT_S: Final = 60.0
@@ -52,7 +53,7 @@ class StormService(Service):
         os.kill(self._database.pid, signal.SIGKILL)
         wait_for(lambda: self._database.poll() is not None, PROBE_TIMEOUT_S, "the database's death", every_s=0.01)
 
-    def children(self, kind: Literal["replica", "shipper"]) -> list[int]:
+    def children(self, kind: Kind) -> list[int]:
         """The process ids of the living replicas, or of the shipper."""
         found = []
         for process in psutil.Process(self.pid).children():
