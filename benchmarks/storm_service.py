@@ -22,7 +22,7 @@ from benchmarks.service import Service
 
 Kind = Literal["replica", "shipper"]
 CATALOG: Final = "SELECT path, sha256, row_count FROM monitoring_logsegment"
-PROBE_TIMEOUT_S: Final = 30.0
+PROBE_TIMEOUT_S: Final = 30
 SETTLE_LIMIT_S: Final = 60.0
 """Until everything is in segments: the shipper's longest pause after a failure is 30 s."""
 
@@ -76,7 +76,7 @@ class StormService(Service):
 
     def segment_count(self) -> int:
         """How many segments the catalog has."""
-        with psycopg.connect(self._installation.database_dsn("app")) as connection:
+        with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
             row = connection.execute("SELECT count(*) FROM monitoring_logsegment").fetchone()
         assert row is not None
         count: int = row[0]
@@ -125,7 +125,7 @@ class StormService(Service):
         return [path.name for path in self._installation.spool.glob("*/*") if path.suffix in (".open", ".spool")]
 
     def _catalog(self) -> list[CatalogEntry]:
-        with psycopg.connect(self._installation.database_dsn("app")) as connection:
+        with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
             return [CatalogEntry(*row) for row in connection.execute(CATALOG)]
 
     def _read(self, entry: CatalogEntry, logged: collections.Counter[str]) -> bool:
