@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -73,7 +73,7 @@ class Service:
         self._database = EmbeddedPostgres(self._installation)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Self:
         environment = self._environment | {"COUNTERSIGN_DATABASE_ROLE": "owner"}
         try:
             self._installation.prepare()

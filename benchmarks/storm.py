@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+import psycopg
+
 from benchmarks import storm_kills, storm_outage, storm_overload, storm_product
 from benchmarks.load import CannotMeasure
 from benchmarks.product import report
@@ -55,7 +57,7 @@ def main() -> int:
 def _passes(part: str, run: Callable[[], bool]) -> bool:
     try:
         passed = run()
-    except (RuntimeError, TimeoutError, CannotMeasure, LoadFailed) as error:
+    except (RuntimeError, TimeoutError, psycopg.Error, CannotMeasure, LoadFailed) as error:
         report("storm_part", part=part, passed=False, reason=str(error))
         return False
     report("storm_part", part=part, passed=passed)

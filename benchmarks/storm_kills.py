@@ -13,7 +13,7 @@ from benchmarks.load import LOAD_CORE, SERVER_CORE
 from benchmarks.models import Model, make_model
 from benchmarks.product import report, wait_for
 from benchmarks.storm_callers import Order, StormCallers
-from benchmarks.storm_service import StormService
+from benchmarks.storm_service import Kind, StormService
 
 TARGETS: Final = ("replica", "shipper", "database")
 CORES: Final = (SERVER_CORE, LOAD_CORE)
@@ -63,26 +63,23 @@ def run(count: int) -> bool:
 def _kill(service: StormService, model: Model, target: str, chance: random.Random) -> float:
     """Seconds until what was killed does its work again. Raises ``TimeoutError``."""
     began = time.monotonic()
-    if target == "database":
-        service.kill_database()
-        service.start_database()
-        _wait_for_segment(service)
-    elif target == "shipper":
-        _kill_child(service.children("shipper"), service, "shipper", chance)
-        _wait_for_segment(service)
-    else:
-        _kill_child(service.children("replica"), service, "replica", chance)
+    if target == "replica":
+        _kill_child(service, "replica", chance)
         for _ in range(PROBES):
             wait_for(lambda: service.answers(model), RECOVERY_LIMIT_S, "answering after a replica's death")
+        return time.monotonic() - began
+    if target == "shipper":
+        _kill_child(service, "shipper", chance)
+    else:
+        service.kill_database()
+        service.start_database()
+    before = service.segment_count()
+    wait_for(lambda: service.segment_count() > before, RECOVERY_LIMIT_S, f"shipping after the {target}'s death")
     return time.monotonic() - began
 
 
-def _kill_child(alive: list[int], service: StormService, kind: str, chance: random.Random) -> None:
+def _kill_child(service: StormService, kind: Kind, chance: random.Random) -> None:
+    """Kill one and wait until there is another in its place."""
+    alive = service.children(kind)
     os.kill(chance.choice(alive), signal.SIGKILL)
-    assert kind in ("replica", "shipper")
     wait_for(lambda: len(set(service.children(kind)) - set(alive)) == 1, RECOVERY_LIMIT_S, f"restarting the {kind}")
-
-
-def _wait_for_segment(service: StormService) -> None:
-    before = service.segment_count()
-    wait_for(lambda: service.segment_count() > before, RECOVERY_LIMIT_S, "shipping the log")

@@ -38,7 +38,7 @@ TIMES: Final = 10
 FLOODED: Final = "flooded"
 POLITE: Final = "polite"
 QUEUE_ROWS: Final = 64
-WIDTH, LAYERS = 4096, 1200  # some milliseconds for a row
+WIDTH, LAYERS = 4096, 2000  # some milliseconds for a row
 COLUMNS: Final = 30
 CAPACITY_CALLERS: Final = 32  # half of what may queue
 CAPACITY_S: Final = 5.0
@@ -215,6 +215,7 @@ def _memory(process: psutil.Process) -> int:
 
 
 def _check_flood(step: dict[str, Any], capacity: float, logged_bytes: int) -> bool:
+    """Whether it was a flood, and every request got an answer; at a broken connection the generator has given up."""
     errors: Mapping[str, int] = step["errors"]
     offered = (step["answered"] + sum(errors.values())) / step["seconds"] / capacity
     report(
@@ -225,13 +226,16 @@ def _check_flood(step: dict[str, Any], capacity: float, logged_bytes: int) -> bo
         answered_share_of_capacity=round(step["throughput"] / capacity, 2),
         refused_or_failed=errors,
         never_answered=step["unanswered"],
-        broken_connections=0,  # the generator gives up at the first
-        p50_ms=step["p50_ms"] and round(step["p50_ms"], 1),
-        p99_ms=step["p99_ms"] and round(step["p99_ms"], 1),
+        p50_ms=_rounded(step["p50_ms"]),
+        p99_ms=_rounded(step["p99_ms"]),
         logged_mb=round(logged_bytes / 1e6, 1),
     )
     is_flood = not step["is_cut_short"] and offered > 0.9 * TIMES
     return is_flood and bool(errors) and errors.keys() <= REFUSALS and step["answered"] > 0 and not step["unanswered"]
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 1)
 
 
 def _check_memory(samples_mb: list[float], warm_up_s: float) -> bool:

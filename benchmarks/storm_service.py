@@ -20,8 +20,9 @@ from benchmarks.models import INPUT, Model
 from benchmarks.product import report, wait_for
 from benchmarks.service import Service
 
+Kind = Literal["replica", "shipper"]
 CATALOG: Final = "SELECT path, sha256, row_count FROM monitoring_logsegment"
-PROBE_TIMEOUT_S: Final = 30.0
+PROBE_TIMEOUT_S: Final = 30
 SETTLE_LIMIT_S: Final = 60.0
 """Until everything is in segments: the shipper's longest pause after a failure is 30 s."""
 
@@ -52,7 +53,7 @@ class StormService(Service):
         os.kill(self._database.pid, signal.SIGKILL)
         wait_for(lambda: self._database.poll() is not None, PROBE_TIMEOUT_S, "the database's death", every_s=0.01)
 
-    def children(self, kind: Literal["replica", "shipper"]) -> list[int]:
+    def children(self, kind: Kind) -> list[int]:
         """The process ids of the living replicas, or of the shipper."""
         found = []
         for process in psutil.Process(self.pid).children():
@@ -75,7 +76,7 @@ class StormService(Service):
 
     def segment_count(self) -> int:
         """How many segments the catalog has."""
-        with psycopg.connect(self._installation.database_dsn("app")) as connection:
+        with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
             row = connection.execute("SELECT count(*) FROM monitoring_logsegment").fetchone()
         assert row is not None
         count: int = row[0]
@@ -124,7 +125,7 @@ class StormService(Service):
         return [path.name for path in self._installation.spool.glob("*/*") if path.suffix in (".open", ".spool")]
 
     def _catalog(self) -> list[CatalogEntry]:
-        with psycopg.connect(self._installation.database_dsn("app")) as connection:
+        with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
             return [CatalogEntry(*row) for row in connection.execute(CATALOG)]
 
     def _read(self, entry: CatalogEntry, logged: collections.Counter[str]) -> bool:

@@ -55,6 +55,7 @@ CONNECT_TIMEOUT_S: Final = 5
 MAX_BACKOFF_S: Final = 30.0
 MAX_WAIT_S: Final = 10.0  # for which the shipper takes only what nobody else wants of the processor
 MAX_SHARE: Final = 0.25  # of the spool's cap up to which it does
+UNFINISHED: Final = ".*-v*.parquet.*"
 DICTIONARY_COLUMNS: Final = [
     "endpoint",
     "model",
@@ -102,6 +103,7 @@ class Shipper:
 
     def run(self) -> None:
         """Ship until stopped, then once more."""
+        remove_unfinished(self._store)
         backoff = self._interval
         is_silent = False
         while not self._stopping.wait(backoff):
@@ -192,6 +194,15 @@ def write_segment(store: Path, name: str, records: Sequence[StoredRecord]) -> Se
     return Segment(
         name, digest, records[0].context, _moment(min(received)), _moment(max(received)), table.num_rows, size
     )
+
+
+def remove_unfinished(store: Path) -> None:
+    """Delete what a shipper that was killed had begun to write: no catalog knows it, so nothing else ever would.
+
+    There is only one shipper at a time. Merged segments have other names and are not its own.
+    """
+    for path in (store / "segments").glob(f"*/*/{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def to_table(records: Sequence[StoredRecord]) -> pa.Table:

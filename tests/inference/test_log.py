@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from inference.contracts import RESERVED_LOG_COLUMNS, Limits, LogSettings
 from inference.errors import Overloaded
 from inference.inference_log import Context, Record, Spool, is_whole, read_spool
-from inference.shipper import to_table, write_segment
+from inference.shipper import remove_unfinished, to_table, write_segment
 from tests.inference import onnx_models as models
 from tests.inference.conftest import Workbench
 from tests.inference.installation import row, tensor, wait_for
@@ -187,6 +188,26 @@ def test_a_tensor_of_unknown_rank_keeps_its_shape(spool: Spool) -> None:
     table = to_table(list(read_spool(path)))
     assert (table["output.y"].to_pylist(), table["shape.output.y"].to_pylist()) == ([[1], [1] * 4], [[], [2, 2]])
     assert (table["input.x"].to_pylist(), table["shape.input.x"].to_pylist()) == ([[7], [7]], [[1], [1]])
+
+
+def test_what_a_killed_shipper_had_begun_is_removed(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.append(_context(), _record([1]))
+    spool.seal()
+    [path] = spool.directory.glob("*.spool")
+    name, records = "segments/double/2026-01-01/test-1-00000001.0-v1.parquet", list(read_spool(path))
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)  # the dead do not clean up
+        killed.setattr(os, "replace", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            write_segment(tmp_path, name, records)
+    folder = (tmp_path / name).parent
+    (folder / ".merged-0.parquet.0").touch()  # another process is at it
+    segment = write_segment(tmp_path, name, records)
+    assert len(list(folder.iterdir())) == 3
+    remove_unfinished(tmp_path)
+    assert {one.name for one in folder.iterdir()} == {".merged-0.parquet.0", Path(segment.path).name}
 
 
 @pytest.mark.parametrize("strict", [False, True])
