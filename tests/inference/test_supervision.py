@@ -150,7 +150,8 @@ def test_a_drain_ends_in_time_whatever_hangs(workbench: Workbench, layers: int) 
     time.sleep(0.5)
     started = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - started < 1 + 3 + 2 + 0.5  # with the default drain timeout: less than 30 s
+    # 1 s to drain, 3 s to be killed, 2 s for the shipper, and leave for a busy machine; 29 s with the default.
+    assert time.monotonic() - started < 15
     thread.join()
     is_deaf = layers == 0  # a loop that hangs hears no signal
     assert ("did not stop in time and is killed" in service.log.read_text()) == is_deaf
