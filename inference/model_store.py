@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -99,7 +100,7 @@ class ModelStore:
         self._failures: dict[str, _Failure] = {}
         self._retired_at: dict[str, float] = {}
         self._cached: set[str] | None = None
-        self._measuring = threading.Lock()
+        self._loads = threading.Lock()
         self._turn_began = 0.0
         self._trimmed_at = 0.0
         self._must_trim = False
@@ -259,15 +260,16 @@ class ModelStore:
         digest = entry.artifact_digest
         cap = self._caps.get(digest, 0)
         _check_size(entry.artifact_size, cap)
-        session, load_ms, grown = self._session(entry, entry.artifact_size)
-        size = max(grown, entry.artifact_size)
-        _check_size(size, cap)
-        signature = read_signature(session)
-        try:
-            warmed = warm_up(session, signature)
-        except (ModelFailed, RequestRejected):
-            # Made-up inputs may be wrong for a good model; validation has shown a warning, and real ones will tell.
-            warmed = UNTRIED
+        with self._turn() as is_alone:
+            session, load_ms, grown = self._session(entry, entry.artifact_size)
+            size = max(grown if is_alone else 0, entry.artifact_size)
+            _check_size(size, cap)
+            signature = read_signature(session)
+            try:
+                warmed = warm_up(session, signature)
+            except (ModelFailed, RequestRejected):
+                # Made-up inputs may be wrong for a good model; validation has shown a warning, and real ones will tell.
+                warmed = UNTRIED
         model = LoadedModel(digest, session, signature, load_ms, warmed, size, entry, self)
         with self._changed:
             dropped = self._make_room(size)
@@ -276,32 +278,39 @@ class ModelStore:
         del dropped
 
     def _reload(self, model: LoadedModel) -> Session:
-        session, *_ = self._session(model.entry, model.memory_bytes)
+        with self._turn():
+            session, *_ = self._session(model.entry, model.memory_bytes)
         with self._changed:
             dropped = self._make_room(model.memory_bytes)
             model.session, model.last_used = session, time.perf_counter()
         del dropped
         return session
 
-    def _session(self, entry: DeploymentEntry, size: int) -> tuple[Session, float, int]:
-        """A session, the milliseconds it took, and the bytes by which the heap grew. ``size``: the room to make for it.
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Wait while another load is under way, but not for a long one; whether this one is alone then.
 
-        The heap is the whole process's, so loads take turns, as long as none takes long; the growth counts as 0 for
-        one that goes ahead of a long one.
+        The heap is the whole process's, so only one at a time can be measured.
         """
-        is_alone = self._measuring.acquire(timeout=max(self._turn_began + PATIENCE_S - time.monotonic(), 0))
+        is_alone = self._loads.acquire(timeout=max(self._turn_began + PATIENCE_S - time.monotonic(), 0))
         if is_alone:
             self._turn_began = time.monotonic()
         try:
-            with self._artifacts.open(entry) as source:
-                self._make_room(size)  # not before it is known that there is something to load
-                before, started = heap_in_use(), time.perf_counter()
-                session = load_session(source)
-                load_ms = (time.perf_counter() - started) * 1e3
-                return session, load_ms, heap_in_use() - before if is_alone else 0
+            yield is_alone
         finally:
             if is_alone:
-                self._measuring.release()
+                self._loads.release()
+
+    def _session(self, entry: DeploymentEntry, size: int) -> tuple[Session, float, int]:
+        """A session, the milliseconds it took, and the bytes by which the heap grew. ``size``: the room to make for it.
+
+        Working memory comes from the arena that all sessions share, and is not part of it.
+        """
+        with self._artifacts.open(entry) as source:
+            self._make_room(size)  # not before it is known that there is something to load
+            before, started = heap_in_use(), time.perf_counter()
+            session = load_session(source)
+            return session, (time.perf_counter() - started) * 1e3, heap_in_use() - before
 
     def _make_room(self, size: int) -> list[Session]:
         """Unload the least needed, then least recently used models until ``size`` bytes more fit into the budget.
