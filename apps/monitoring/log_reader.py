@@ -47,16 +47,17 @@ _CONDITIONS: Final = {
     "outcome": "outcome = ?",
     "model_version": "model_version = ?",
     "guardrail": "list_contains(guardrails, ?)",
-    "before": "(received_at, request_id, row, model_version) < (make_timestamptz(?), ?, ?, ?)",
+    "before": "(received_at, request_id, row, model_version, model) < (make_timestamptz(?), ?, ?, ?, ?)",
 }
 _SOURCE: Final = """
 FROM read_parquet(?, union_by_name = true, filename = true, file_row_number = true, hive_partitioning = false)
 """
 _FIND: Final = f"""
-SELECT epoch_us(received_at), request_id, row, model_version, filename, file_row_number, artifact_digest
+SELECT epoch_us(received_at), request_id, row, model_version, model, filename, file_row_number, artifact_digest
 {_SOURCE}
-WHERE received_at IS NOT NULL AND request_id IS NOT NULL AND row IS NOT NULL AND model_version IS NOT NULL{{conditions}}
-ORDER BY received_at DESC, request_id DESC, row DESC, model_version DESC
+WHERE received_at IS NOT NULL AND request_id IS NOT NULL AND row IS NOT NULL AND model_version IS NOT NULL
+    AND model IS NOT NULL{{conditions}}
+ORDER BY received_at DESC, request_id DESC, row DESC, model_version DESC, model DESC
 LIMIT ?
 """
 _NAMES: Final = f"SELECT * EXCLUDE (received_at, filename, file_row_number) {_SOURCE} LIMIT 0"
@@ -66,19 +67,20 @@ SELECT filename, file_row_number, epoch_us(received_at), COLUMNS(lambda name: li
 WHERE (filename, file_row_number) IN (SELECT unnest(?), unnest(?))
 """
 
-_KEY: Final = re.compile(r"([0-9]{1,16})~([0-9]{1,9})~([0-9]{1,9})~(.{0,256})")
+_KEY: Final = re.compile(r"([0-9]{1,16})~([0-9]{1,9})~([0-9]{1,9})~([a-z0-9-]{0,63})~(.{0,256})")
 
 
 class LogKey(NamedTuple):
     """A prediction's place in the log's order; ``received_us`` since the epoch.
 
-    The version belongs to it, because a shadow answers the same request as the champion.
+    Model and version belong to it, because a shadow answers the same request as the champion.
     """
 
     received_us: int
     request_id: str
     row: int
     model_version: int
+    model: str
 
     @classmethod
     def parse(cls, text: str) -> LogKey:
@@ -86,11 +88,11 @@ class LogKey(NamedTuple):
         match = _KEY.fullmatch(text)
         if match is None:
             raise DomainError("“before” does not name a prediction. Go back to the first page.", field="before")
-        received, row, model_version, request_id = match.groups()
-        return cls(int(received), request_id, int(row), int(model_version))
+        received, row, model_version, model, request_id = match.groups()
+        return cls(int(received), request_id, int(row), int(model_version), model)
 
     def __str__(self) -> str:
-        return f"{self.received_us}~{self.row}~{self.model_version}~{self.request_id}"
+        return f"{self.received_us}~{self.row}~{self.model_version}~{self.model}~{self.request_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def read_log(
     if page.searched_back_to:
         # What has not been read yet holds nothing newer than this, but may hold rows between older ones found.
         hits = [hit for hit in hits if hit.key.received_us > _micros(page.searched_back_to)]
-        page.next_key = LogKey(_micros(page.searched_back_to) + 1, "", 0, 0)
+        page.next_key = LogKey(_micros(page.searched_back_to) + 1, "", 0, 0, "")
     elif len(hits) > size:
         page.next_key = hits[size - 1].key
     page.rows = _fetch(hits[:size], segments, tensors, page.unreadable)
@@ -260,7 +262,7 @@ def _find(
         middle = len(paths) // 2
         halves = (paths[:middle], paths[middle:])
         return [hit for half in halves for hit in _find(half, wanted, before, limit, unreadable, segments)]
-    return [_Hit(LogKey(*row[:4]), *row[4:]) for row in rows]
+    return [_Hit(LogKey(*row[:5]), *row[5:]) for row in rows]
 
 
 def _conditions(wanted: LogFilter, before: LogKey | None) -> tuple[str, list[Any]]:

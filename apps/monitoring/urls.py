@@ -8,6 +8,7 @@ app_name = "monitoring"
 urlpatterns = [
     path("monitoring/overview/", views.overview, name="overview"),
     path("endpoints/<slug:name>/live/", views.endpoint_live, name="endpoint-live"),
+    path("endpoints/<slug:name>/shadows/agreement/", views.shadow_agreement, name="shadow-agreement"),
     path("endpoints/<slug:name>/guardrails/replay/", views.guardrail_replay, name="guardrail-replay"),
     path("endpoints/<slug:name>/guardrails/counts/", views.guardrail_counts, name="guardrail-counts"),
     path("endpoints/<slug:name>/predictions/", views.prediction_list, name="prediction-list"),

@@ -18,6 +18,8 @@ from apps.core.pagination import KeysetPage
 from apps.core.permissions import require
 from apps.deployments.manifest import CONSOLE_TOKEN_ID
 from apps.deployments.models import Deployment, Endpoint
+from apps.monitoring.agreement import NEWEST as NEWEST_COPIES
+from apps.monitoring.agreement import agreement
 from apps.monitoring.charts import sparkline, violation_chart
 from apps.monitoring.export import CONTENT_TYPE, export_lines
 from apps.monitoring.forms import KeepRowsForm, LogFilterForm, read_filter
@@ -65,6 +67,16 @@ def endpoint_live(request: HttpRequest, name: str) -> HttpResponse:
     endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
     context = live_context(endpoint, Window.named(request.GET.get("window", "")))
     return render(request, "monitoring/endpoint_live.html", context, fragment="monitoring/_traffic.html")
+
+
+@require_GET
+@require("team.view")
+def shadow_agreement(request: HttpRequest, name: str) -> HttpResponse:
+    """How far the answers of shadows agree with those that callers got."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    context = {"endpoint": endpoint, "rows": agreement(endpoint), "newest": NEWEST_COPIES}
+    template, fragment = "monitoring/shadow_agreement.html", "monitoring/_shadows.html"
+    return render(request, template, context, fragment=fragment)
 
 
 @require_GET

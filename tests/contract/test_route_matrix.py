@@ -93,6 +93,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "monitoring:endpoint-live": {"GET": "team.view"},
     "monitoring:guardrail-counts": {"GET": "team.view"},
     "monitoring:guardrail-replay": {"GET": "team.view"},
+    "monitoring:shadow-agreement": {"GET": "team.view"},
     "monitoring:prediction-list": {"GET": "team.view"},
     "monitoring:prediction-export": {"GET": "team.view"},
     "monitoring:prediction-detail": {"GET": "team.view"},

@@ -113,6 +113,7 @@ class Log:
         rows: Sequence[dict[str, Any]],
         *,
         version: int = 1,
+        model: str = "risk",
         is_old: bool = False,
         **tensors: pa.Array,
     ) -> LogSegment:
@@ -126,7 +127,7 @@ class Log:
                 "request_id": pa.array([row.get("request_id", f"r{row['at']}") for row in rows]),
                 "row": pa.array([row.get("row", 0) for row in rows], pa.int32()),
                 "endpoint": pa.array([endpoint.name] * len(rows)),
-                "model": pa.array(["risk"] * len(rows)),
+                "model": pa.array([model] * len(rows)),
                 "model_version": pa.array([version] * len(rows), pa.int32()),
                 "artifact_digest": pa.array([f"{version:02x}" * 32] * len(rows)),
                 "role": pa.array([row.get("role", "champion") for row in rows]),

@@ -82,17 +82,21 @@ def test_pages_follow_one_another_without_gap_or_repetition(
     twins = [{"at": 5, "request_id": "twin", "row": row} for row in range(5)]
     log.segment(endpoint, twins)
     log.segment(endpoint, twins, version=2)  # a shadow's
+    log.segment(endpoint, twins, model="other")  # another one's
 
     found, before = [], None
     while True:
         page = read_log(endpoint, EVERYTHING, before=before, size=size)
         assert len(page.rows) <= size
-        found += [(row.received_at, *map(row.columns.get, ("request_id", "row", "model_version"))) for row in page.rows]
+        found += [
+            (row.received_at, *map(row.columns.get, ("request_id", "row", "model_version", "model")))
+            for row in page.rows
+        ]
         if page.next_key is None:
             break
         before = LogKey.parse(str(page.next_key))
 
-    assert len(found) == len(set(found)) == 6 * 3 + 5 * 2
+    assert len(found) == len(set(found)) == 6 * 3 + 5 * 3
     assert found == sorted(found, reverse=True)
 
 
@@ -125,7 +129,7 @@ def test_a_request_id_is_data_and_never_sql(endpoint: Endpoint, log: Log, text: 
 
     assert seconds(read_log(endpoint, LogFilter(request_id=text))) == [3]
     assert seconds(read_log(endpoint, LogFilter(outcome=text))) == []
-    assert seconds(read_log(endpoint, EVERYTHING, before=LogKey(2**51, text, 0, 0))) == [3, 2, 1]
+    assert seconds(read_log(endpoint, EVERYTHING, before=LogKey(2**51, text, 0, 0, ""))) == [3, 2, 1]
 
 
 def test_a_tensors_name_is_data_and_never_sql(endpoint: Endpoint, log: Log) -> None:
@@ -271,7 +275,7 @@ def test_a_query_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPat
         log_reader._run("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b", [])
 
 
-@pytest.mark.parametrize("text", ["", "x", "1~2~3", "1~x~1~r", "-1~0~1~r", "1" * 17 + "~0~1~r", "١~0~1~r"])
+@pytest.mark.parametrize("text", ["", "x", "1~2~3~m", "1~x~1~m~r", "-1~0~1~m~r", "1" * 17 + "~0~1~m~r", "١~0~1~m~r"])
 def test_a_place_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(DomainError):
         LogKey.parse(text)

@@ -238,6 +238,31 @@ class TestPredictionList:
         assert queries(browser, predictions(endpoint)) == few == 6
 
 
+class TestShadows:
+    def test_copies_are_compared_with_the_answers(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
+        seconds = range(4)
+        answers = {"output.score": pa.array([0.1, 0.2, 0.3, 0.4]), "output.label": pa.array([1, 1, 0, 0])}
+        log.segment(endpoint, rows(*seconds), **answers)
+        copies = rows(*seconds, role="shadow", outcome="shadow")
+        log.segment(
+            endpoint,
+            copies,
+            version=2,
+            **{"output.score": pa.array([0.1, 0.3, 0.3, 0.6]), "output.label": pa.array([1, 0, 0, 0])},
+        )
+
+        response = cast.browser("analyst").get(reverse("monitoring:shadow-agreement", args=[endpoint.name]))
+
+        label, score = response.context["rows"]
+        assert (label.version, label.rows, label.equal_percent, label.mean_difference) == ("risk v2", 4, 75.0, None)
+        assert (score.output, score.equal_percent) == ("score", 50.0)
+        assert score.mean_difference == pytest.approx(0.075)
+
+    def test_without_copies(self, cast: Cast, endpoint: Endpoint) -> None:
+        response = cast.browser("analyst").get(reverse("monitoring:shadow-agreement", args=[endpoint.name]))
+        assert "No copy is in the log" in response.text
+
+
 class TestReplay:
     def test_a_rule_is_tried_on_what_was_logged(self, cast: Cast, endpoint: Endpoint, log: Log) -> None:
         deploy(cast, endpoint, 1, NOON)
