@@ -18,7 +18,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference.contracts import GuardrailRule, Limits
-from inference.grpc_api import CONTENTS
 from tests.contract.test_open_inference_protocol import VALUES
 from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN, Workbench
@@ -27,6 +26,17 @@ from tests.inference.conftest import workbench as workbench
 from tests.inference.installation import TOKEN, Service, free_port
 
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
+CONTENTS = {
+    "bool_contents": ("BOOL",),
+    "int_contents": ("INT8", "INT16", "INT32"),
+    "int64_contents": ("INT64",),
+    "uint_contents": ("UINT8", "UINT16", "UINT32"),
+    "uint64_contents": ("UINT64",),
+    "fp32_contents": ("FP32",),
+    "fp64_contents": ("FP64",),
+    "bytes_contents": ("BYTES",),
+}
+"""Where the protocol puts the elements of which datatype."""
 
 
 @pytest.fixture
@@ -102,9 +112,9 @@ def test_every_datatype_comes_back_exactly(
         raw = np.array(values, triton_to_np_dtype(datatype)).tobytes()
     if is_raw:
         request.raw_input_contents.append(raw)
-    elif datatype in CONTENTS:
+    elif place := next((place for place, kinds in CONTENTS.items() if datatype in kinds), None):
         elements = [text.encode() for text in values] if datatype == "BYTES" else values
-        getattr(request.inputs[0].contents, CONTENTS[datatype]).extend(elements)
+        getattr(request.inputs[0].contents, place).extend(elements)
     else:
         assert datatype == "FP16"
         with pytest.raises(grpc.RpcError, match=r"datatype: has no typed contents"):
