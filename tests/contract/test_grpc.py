@@ -18,7 +18,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference.contracts import GuardrailRule, Limits
-from inference.grpc_api import CONTENTS
 from tests.contract.test_open_inference_protocol import VALUES
 from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN, Workbench
@@ -27,6 +26,17 @@ from tests.inference.conftest import workbench as workbench
 from tests.inference.installation import TOKEN, Service, free_port
 
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
+CONTENTS = {
+    "bool_contents": ("BOOL",),
+    "int_contents": ("INT8", "INT16", "INT32"),
+    "int64_contents": ("INT64",),
+    "uint_contents": ("UINT8", "UINT16", "UINT32"),
+    "uint64_contents": ("UINT64",),
+    "fp32_contents": ("FP32",),
+    "fp64_contents": ("FP64",),
+    "bytes_contents": ("BYTES",),
+}
+"""Where the protocol puts the elements of which datatype."""
 
 
 @pytest.fixture
@@ -102,9 +112,9 @@ def test_every_datatype_comes_back_exactly(
         raw = np.array(values, triton_to_np_dtype(datatype)).tobytes()
     if is_raw:
         request.raw_input_contents.append(raw)
-    elif datatype in CONTENTS:
+    elif place := next((place for place, kinds in CONTENTS.items() if datatype in kinds), None):
         elements = [text.encode() for text in values] if datatype == "BYTES" else values
-        getattr(request.inputs[0].contents, CONTENTS[datatype]).extend(elements)
+        getattr(request.inputs[0].contents, place).extend(elements)
     else:
         assert datatype == "FP16"
         with pytest.raises(grpc.RpcError, match=r"datatype: has no typed contents"):
@@ -370,7 +380,7 @@ def test_many_at_a_time_get_their_own_answers(service: Service) -> None:
 
 def test_a_full_queue_and_callers_who_leave(workbench: Workbench) -> None:
     installation = workbench.installation()
-    installation.endpoint("slow", models.slow(500, 40), limits=Limits(queue_rows=8))
+    installation.endpoint("slow", models.slow(500, 40), limits=Limits(queue_rows=6))
     installation.publish()
     service = workbench.serve(installation, INFERENCE_GRPC_PORT=str(free_port()))
 
@@ -384,16 +394,16 @@ def test_a_full_queue_and_callers_who_leave(workbench: Workbench) -> None:
             return "ok"
 
         running = asyncio.create_task(ask(4))
-        await asyncio.sleep(0.1)
-        leaving, late = asyncio.create_task(ask(2)), asyncio.create_task(ask(2, timeout=0.3))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)  # calls of one client arrive in the order in which they are made
+        leaving, late = asyncio.create_task(ask(1)), asyncio.create_task(ask(1, timeout=0.15))
+        await asyncio.sleep(0.05)
         assert "RESOURCE_EXHAUSTED] The endpoint's queue is full" in await ask(1)
         leaving.cancel()
         assert "DEADLINE_EXCEEDED" in await late
         assert not running.done(), "the model is too fast for this test"
         assert await running == "ok"
         await asyncio.sleep(0.1)
-        assert await ask(8) == "ok"
+        assert await ask(6) == "ok"
 
     _run(service.grpc_address, use)
     service.stop()
