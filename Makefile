@@ -20,6 +20,7 @@ check: venv
 	@$(CHECK_ENV) $(PYTHON) manage.py check --fail-level WARNING
 	@$(CHECK_ENV) $(PYTHON) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
+# Each part also runs alone: `.venv/bin/python -m benchmarks.inference --only lr --peers none` takes a minute.
 bench: venv
 	@status=0; for part in startup inference scaling promotions; do $(PYTHON) -m benchmarks.$$part || status=1; done; exit $$status
 

@@ -173,7 +173,7 @@ def _run(
                 measured = contestant.measure(
                     connections=bench.connections, seconds=choice.seconds, is_binary=bench.is_binary
                 )
-            except CannotMeasure as problem:
+            except (CannotMeasure, OSError) as problem:
                 own.problem = str(problem)
             else:
                 own.measured += [measured] if measured else []

@@ -115,7 +115,9 @@ def put_load(
         lead_in, result = (_wrk(target, connections, length, arguments) for length in (lead_in_s, seconds))
     settle()
     after = cpu_seconds(process_tree(target.pid))
-    requests = max(lead_in["requests"] + result["requests"], 1)
+    if not result["requests"]:
+        raise CannotMeasure(f"{target.url} answered nothing in {seconds:g} s.")
+    requests = lead_in["requests"] + result["requests"]
     return Measurement(
         rate=result["requests"] / result["seconds"],
         p50_ms=result["p50_ms"],

@@ -59,7 +59,7 @@ def main() -> int:
         os.sched_setaffinity(0, {LOAD_CORE})
         with Service() as service:
             results = [_measure_endpoints(service, sorted(choice.endpoints)), _measure_processes(service)]
-    except CannotMeasure as problem:
+    except (CannotMeasure, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1
     return 0 if all(results) else 1

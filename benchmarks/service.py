@@ -21,7 +21,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from benchmarks.load import SERVER_CORE, pinned
+from benchmarks.load import SERVER_CORE, CannotMeasure, pinned
 from benchmarks.models import INPUT, Model
 from benchmarks.product import free_port, wait_for
 from console.installation import REPOSITORY, Installation
@@ -195,7 +195,7 @@ class Service:
 
     def _is_ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
-            raise RuntimeError(f"The inference service stopped: {self._log.read_text(encoding='utf-8')[-2000:]}")
+            raise CannotMeasure(f"The inference service stopped: {self._log.read_text(encoding='utf-8')[-2000:]}")
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.url}/v2/health/ready", timeout=5).is_success
         return False

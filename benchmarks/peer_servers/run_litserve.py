@@ -11,7 +11,10 @@ BATCH_ROWS = 32
 
 
 class OnnxApi(litserve.LitAPI):
-    """Takes and gives the JSON of the Open Inference Protocol V2."""
+    """Takes and gives the JSON of the Open Inference Protocol V2.
+
+    Requests and answers have no type hints: LitServe would validate and copy them by these, number by number.
+    """
 
     def __init__(self, path: str, name: str, **options: Any) -> None:
         super().__init__(api_path=f"/v2/models/{name}/infer", **options)
@@ -22,7 +25,7 @@ class OnnxApi(litserve.LitAPI):
         """Open the session, in the worker."""
         self._session = load_session(self._path)
 
-    def decode_request(self, request: dict[str, Any]) -> np.ndarray:
+    def decode_request(self, request):
         """One row."""
         given = request["inputs"][0]
         return np.array(given["data"], np.float32).reshape(given["shape"])[0]
@@ -39,7 +42,7 @@ class OnnxApi(litserve.LitAPI):
         """A batch to rows."""
         return list(output)
 
-    def encode_response(self, output: np.ndarray) -> dict[str, Any]:
+    def encode_response(self, output):
         """One row's answer."""
         tensor = {"name": "probabilities", "datatype": "FP32", "shape": [1, *output.shape], "data": output.tolist()}
         return {"model_name": self._name, "outputs": [tensor]}
