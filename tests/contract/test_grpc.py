@@ -23,7 +23,7 @@ from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN, Workbench
 from tests.inference.conftest import service as service
 from tests.inference.conftest import workbench as workbench
-from tests.inference.installation import TOKEN, Service, free_port
+from tests.inference.installation import TOKEN, Service, free_port, run_async, wait_for
 
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 CONTENTS = {
@@ -364,7 +364,7 @@ def _run(address: str, use: Callable[[triton_aio.InferenceServerClient], Awaitab
         finally:
             await client.close()
 
-    asyncio.run(main())
+    run_async(main())
 
 
 def test_many_at_a_time_get_their_own_answers(service: Service) -> None:
@@ -530,8 +530,7 @@ def test_replicas_share_the_port_and_without_one_nothing_is_loaded(workbench: Wo
     installation.endpoint("double", models.scale(2))
     installation.publish()
     service = workbench.serve(installation, INFERENCE_GRPC_PORT=str(free_port()), INFERENCE_REPLICAS="2")
-    replicas = [pid for pid in service.children() if _has_grpc(pid)]
-    assert len(replicas) == 2
+    wait_for(lambda: sum(_has_grpc(pid) for pid in service.children()) == 2)
     for _ in range(20):  # every connection goes to one of the two
         with triton.InferenceServerClient(service.grpc_address) as client:
             assert client.infer("double", [_input("x", [[1, 2, 3]])], headers=HEADERS).as_numpy("y").tolist() == [

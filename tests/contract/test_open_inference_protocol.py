@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from tests.inference import onnx_models as models
 from tests.inference.conftest import EXPIRED_TOKEN, OTHER_TOKEN
 from tests.inference.conftest import service as service
-from tests.inference.installation import Service, row, tensor
+from tests.inference.installation import Service, row, run_async, tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -314,7 +314,7 @@ def test_the_reference_client_for_asyncio(service: Service) -> None:
             return [result.as_numpy("y") for result in results]
 
     for coding in ("gzip", "deflate", None):
-        assert all((answer == 2).all() for answer in asyncio.run(ask(coding)))
+        assert all((answer == 2).all() for answer in run_async(ask(coding)))
 
 
 @pytest.mark.parametrize("asked_in", ["gzip", "deflate", None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -10,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,6 +35,7 @@ from inference.contracts import (
 from inference.inference_log import StoredRecord, read_spool
 from inference.runtime import load_session, read_signature
 
+Result = TypeVar("Result")
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "csn_test_of_everything"
 PEPPER = "pepper-of-the-tests"
@@ -224,6 +227,12 @@ class Service:
             return 0
         self.process.send_signal(number)
         return self.process.wait(40)
+
+
+def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine on a thread of its own: a browser test may have left a running event loop on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def free_port() -> int:

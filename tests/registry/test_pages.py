@@ -85,7 +85,7 @@ def test_a_rejected_version_says_what_to_do(cast: Cast) -> None:
     assert version.job is not None
     run_inline(version.job)
     text = page(cast, "data_scientist", "version-detail", version.model.name, 1).text
-    assert "operators of “evil.ops”" in text
+    assert "of “evil.ops” is not served" in text
     assert "upload the next version" in text
     assert "It did not pass validation." in text
 
