@@ -230,9 +230,9 @@ def explain_death(board: Board, status: int, *, was_out_of_memory: bool) -> Find
     busy = [run for run in board.runs() if run.deployment_id]
     if -status in CRASHES:
         thread = _CRASHED_THREAD.search(board.crash())
-        named = [run for run in busy if thread and run.thread == int(thread[1], 16)]
+        suspects = [run for run in busy if run.thread == int(thread[1], 16)] if thread else busy
         reason = f"the process crashed while it ran ({signal.Signals(-status).name})"
-        return _blame(reason, named or busy)
+        return _blame(reason, suspects)
     if status == -signal.SIGKILL and was_out_of_memory:
         return _blame("the system ran out of memory while it ran", busy)
     return None
