@@ -99,6 +99,7 @@ class Batcher(Generic[J]):
         self._max_rows = max(1, min(limits.batch_rows, warm_up.rows_within(BATCH_MS))) if model.is_batchable else 1
         self._slow_rows = 0 if is_shadow else warm_up.rows_within(SLOW_MS)
         self._cpu_cores = limits.cpu_cores
+        self._timeout_ms = limits.timeout_ms
         self._deployment_id = deployment_id
         self._lane = lane
         self._slow_runs = slow_runs
@@ -165,7 +166,7 @@ class Batcher(Generic[J]):
         else:
             self._running = jobs
             work = partial(execute, model, session, self._guard, jobs, rows)
-            self._slow_runs.submit(model.digest, self._deployment_id, work, self._finish)
+            self._slow_runs.submit(model.digest, self._deployment_id, self._timeout_ms, work, self._finish)
             self._watch_later(jobs)
 
     def _on_recalled(self, outcome: Session | InferenceError) -> None:

@@ -311,9 +311,11 @@ class Reconciler(threading.Thread):
         problems = failed | {key: text for key, text in self._quarantined.items() if key in known}
         errors = [{"deployment_id": key, "message": text} for key, text in problems.items()]
         generation = self._manifest.generation if is_complete else observed.generation
-        state = "READY" if is_complete and observed.state == "STARTING" else observed.state
-        if (generation, state, errors) != (observed.generation, observed.state, observed.errors):
-            observed.generation, observed.state, observed.errors = generation, state, errors
+        if (generation, errors) != (observed.generation, observed.errors):
+            observed.generation, observed.errors = generation, errors
+            observed.changed.set()
+        if is_complete and observed.state == "STARTING":  # and not when it is draining by now
+            observed.state = "READY"
             observed.changed.set()
 
     def _report_refusal(self, message: str) -> None:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 class _Work(Generic[T]):
     digest: str
     deployment_id: int
+    allowed_ms: int
     run: Callable[[Lane], T]
     done: Callable[[T], None]
 
@@ -38,9 +39,14 @@ class SlowRuns:
         self._waiting: deque[_Work[Any]] = deque()
         self._loop = asyncio.get_running_loop()
 
-    def submit(self, digest: str, deployment_id: int, run: Callable[[Lane], T], done: Callable[[T], None]) -> None:
-        """Call ``run``, which must not raise, on a thread with its lane; then ``done`` with the result on the loop."""
-        self._waiting.append(_Work(digest, deployment_id, run, done))
+    def submit(
+        self, digest: str, deployment_id: int, allowed_ms: int, run: Callable[[Lane], T], done: Callable[[T], None]
+    ) -> None:
+        """Call ``run``, which must not raise, on a thread with its lane; then ``done`` with the result on the loop.
+
+        ``allowed_ms``: how long it may take, if that is more than what is usual.
+        """
+        self._waiting.append(_Work(digest, deployment_id, allowed_ms, run, done))
         self._start_next()
 
     def _start_next(self) -> None:
@@ -73,7 +79,7 @@ def slow_runs(lanes: Sequence[Lane]) -> tuple[SlowRuns, SlowRuns]:
 
 
 def _run(lane: Lane, work: _Work[T]) -> T:
-    lane.begin(work.deployment_id)
+    lane.begin(work.deployment_id, work.allowed_ms)
     try:
         return work.run(lane)
     finally:

@@ -91,7 +91,7 @@ class ReplicaChild(Child):
         self._board: Board | None = None
         self._watchdog: Watchdog | None = None
         self._finding: Finding | None = None
-        self._oom_kills = 0
+        self._oom_kills = (0, 0)  # on this machine, at the look before the last one and at the last one
 
     def start(self) -> None:
         """Start the process. It inherits the listening socket, so callers wait out a restart in the backlog."""
@@ -101,13 +101,14 @@ class ReplicaChild(Child):
         bounds = self._settings
         self._watchdog = Watchdog(self._board, hang=bounds.hang, run=bounds.run_timeout, load=bounds.load_timeout)
         self._finding = None
-        self._oom_kills = count_oom_kills()
+        self._oom_kills = (count_oom_kills(),) * 2
         self._spawn(self._listener.fileno(), self._board.descriptor)
 
     def watch(self) -> None:
         """Have a run that does not end stopped; kill the process if that does not help or its loop stands still."""
         if self._watchdog is None or self._finding is not None:
             return
+        self._oom_kills = (self._oom_kills[1], count_oom_kills())
         finding = self._watchdog.look(time.monotonic())
         if finding is not None and finding.is_fatal:
             logger.error("%s is killed: %s.", self.name, finding.reason)
@@ -122,7 +123,7 @@ class ReplicaChild(Child):
         if self._board is None:
             return
         if self._finding is None:
-            is_short = count_oom_kills() > self._oom_kills
+            is_short = count_oom_kills() > self._oom_kills[0]
             self._finding = explain_death(self._board, status, was_out_of_memory=is_short)
             if trace := self._board.crash():
                 logger.error("%s left this: %s", self.name, trace[:4000].decode(errors="replace"))

@@ -34,9 +34,9 @@ GRACE_S: Final = 5.0
 """What a run on another thread has left from being asked to stop to being killed with its process."""
 CRASHES: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
-_LANE: Final = struct.Struct("=qqq")  # deployment id or 0, number of the run, the thread's identifier
+_LANE: Final = struct.Struct("=qqqq")  # deployment id or 0, number of the run, the thread's identifier, milliseconds
 _WORD: Final = struct.Struct("=q")
-_STOPS_AT: Final = 2048  # per lane, the number of the run that is to stop
+_STOPS_AT: Final = 3072  # per lane, the number of the run that is to stop
 _DUMP_AT: Final = 4096  # where a crash writes its traceback
 _MAX_DUMP: Final = 64 * 1024
 _CRASHED_THREAD: Final = re.compile(rb"Current thread 0x([0-9a-f]+)")
@@ -48,6 +48,7 @@ class Run(NamedTuple):
     deployment_id: int
     number: int
     thread: int
+    allowed_ms: int
 
 
 class Stoppable(Protocol):
@@ -68,12 +69,15 @@ class Lane:
         self._offset = _WORD.size + position * _LANE.size
         self._number = 0
 
-    def begin(self, deployment_id: int) -> None:
-        """A model of this deployment is about to be run or loaded by the calling thread."""
+    def begin(self, deployment_id: int, allowed_ms: int = 0) -> None:
+        """A model of this deployment is about to be run or loaded by the calling thread.
+
+        ``allowed_ms``: how long it may take, if that is more than what is usual.
+        """
         if self.options is not None and self.options.terminate:
             self.options.terminate = False  # that was for the run before
         self._number += 1
-        _LANE.pack_into(self._memory, self._offset, deployment_id, self._number, get_ident())
+        _LANE.pack_into(self._memory, self._offset, deployment_id, self._number, get_ident(), allowed_ms)
 
     def end(self) -> None:
         """It is done."""
@@ -204,11 +208,12 @@ class Watchdog:
 
     def _endless_run(self) -> Finding | None:
         for lane in SLOW_LANES:
-            lasted, culprit = self._lasted[lane], self._runs[lane].deployment_id
-            if lasted > self._run and self._ask_to_stop(lane):
-                return Finding(f"its run did not end within {self._run:g} s", (culprit,), is_fatal=False)
-            if lasted > self._run + GRACE_S:
-                return Finding(f"the run of deployment {culprit} did not stop when it was asked to")
+            lasted, run = self._lasted[lane], self._runs[lane]
+            bound = max(self._run, run.allowed_ms / 1e3)
+            if lasted > bound and self._ask_to_stop(lane):
+                return Finding(f"its run did not end within {bound:g} s", (run.deployment_id,), is_fatal=False)
+            if lasted > bound + GRACE_S:
+                return Finding(f"the run of deployment {run.deployment_id} did not stop when it was asked to")
         return None
 
     def _ask_to_stop(self, lane: int) -> bool:
@@ -230,9 +235,9 @@ def explain_death(board: Board, status: int, *, was_out_of_memory: bool) -> Find
     busy = [run for run in board.runs() if run.deployment_id]
     if -status in CRASHES:
         thread = _CRASHED_THREAD.search(board.crash())
-        named = [run for run in busy if thread and run.thread == int(thread[1], 16)]
+        suspects = [run for run in busy if run.thread == int(thread[1], 16)] if thread else busy
         reason = f"the process crashed while it ran ({signal.Signals(-status).name})"
-        return _blame(reason, named or busy)
+        return _blame(reason, suspects)
     if status == -signal.SIGKILL and was_out_of_memory:
         return _blame("the system ran out of memory while it ran", busy)
     return None

@@ -217,6 +217,9 @@ def test_only_what_stands_still_under_the_eyes_of_the_parent_is_hung() -> None:
         slow.begin(9)
         assert clock.look(59, ticking=True) is None
         slow.end()
+    slow.begin(9, allowed_ms=600_000)  # the endpoint's timeout
+    assert clock.look(500, ticking=True) is None
+    slow.end()
     endless.begin(10)
     finding = clock.look(61, ticking=True)
     assert (finding.deployment_ids, finding.is_fatal) == ((10,), False)
