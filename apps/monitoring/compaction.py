@@ -94,7 +94,7 @@ def _inspect() -> None:
     for segment in fresh.order_by("pk")[:_INSPECTED]:
         try:
             layout = _layout(_absolute(segment.path))
-        except (OSError, pa.ArrowException, IndexError):
+        except (OSError, pa.ArrowException, StopIteration):
             layout = _UNREADABLE  # the reader names it; a person has to restore it
         LogSegment.objects.filter(pk=segment.pk).update(layout=layout)
 
