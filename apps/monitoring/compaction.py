@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SETTLED_AFTER: Final = timedelta(minutes=10)
 SMALL_BYTES: Final = 4 * 1024**2
 MAX_MERGED_BYTES: Final = 16 * 1024**2
-MAX_PARTS: Final = 200
+MAX_PARTS: Final = 64
 MIN_PARTS: Final = 16
 """Fewer are merged only when their day is over."""
 BUDGET_S: Final = 1.0
@@ -94,7 +94,7 @@ def _inspect() -> None:
     for segment in fresh.order_by("pk")[:_INSPECTED]:
         try:
             layout = _layout(_absolute(segment.path))
-        except (OSError, pa.ArrowException, IndexError):
+        except (OSError, pa.ArrowException, StopIteration):
             layout = _UNREADABLE  # the reader names it; a person has to restore it
         LogSegment.objects.filter(pk=segment.pk).update(layout=layout)
 
@@ -201,13 +201,15 @@ def _union(schemas: Iterator[pa.Schema]) -> pa.Schema:
 def _tables(parts: Sequence[LogSegment], schema: pa.Schema) -> Iterator[pa.Table]:
     """The parts' rows in pieces of a bounded size, with nulls in the columns that a part does not have."""
     waiting: list[pa.Table] = []
+    size = 0
     for part in parts:
         with pq.ParquetFile(_absolute(part.path)) as file:
-            table = file.read().replace_schema_metadata(None)
+            table = file.read(use_threads=False).replace_schema_metadata(None)
         waiting.append(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
-        if sum(piece.nbytes for piece in waiting) >= _ROW_GROUP_BYTES:
+        size += table.nbytes
+        if size >= _ROW_GROUP_BYTES:
             yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
+            waiting, size = [], 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 
