@@ -293,10 +293,18 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     installation.publish()
     service = Service(installation, {"INFERENCE_GRPC_PORT": str(free_port())})
     bench.services.append(service)
-    service.start(ready=False)
-    wait_for(lambda: _is_ready(service), 120, service.log)
-    asker = Asker(service)
-    for case in accepted:
+    try:
+        service.start(ready=False)
+        wait_for(lambda: _is_ready(service), 120, service.log)
+        _ask_all(Asker(service), accepted, walk)
+    finally:
+        bench.close()
+    walk.logged = _logged(installation)
+    return walk
+
+
+def _ask_all(asker: Asker, cases: Sequence[Case], walk: Walk) -> None:
+    for case in cases:
         problem = _ask(asker, case, walk)
         if not problem:
             walk.passed.append(case.name)
@@ -305,9 +313,6 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
         else:
             walk.failed[case.name] = problem
     asker.close()
-    bench.close()
-    walk.logged = _logged(installation)
-    return walk
 
 
 def _logged(installation: Installation) -> Counter[str]:

@@ -92,11 +92,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     installation.endpoint("foreign", models.scale(3), team="marketing", tokens=[OTHER_TOKEN])
     installation.endpoint("expired", models.scale(3), tokens=[EXPIRED_TOKEN], expires_at=1.0)
     installation.publish()
-    yield bench.serve(
-        installation,
-        INFERENCE_HEADER_TIMEOUT_S="1",
-        INFERENCE_BODY_TIMEOUT_S="1",
-        INFERENCE_MAX_BODY_BYTES=str(4 * 1024 * 1024),
-        INFERENCE_GRPC_PORT=str(free_port()),
-    )
-    bench.close()
+    try:
+        yield bench.serve(
+            installation,
+            INFERENCE_HEADER_TIMEOUT_S="1",
+            INFERENCE_BODY_TIMEOUT_S="1",
+            INFERENCE_MAX_BODY_BYTES=str(4 * 1024 * 1024),
+            INFERENCE_GRPC_PORT=str(free_port()),
+        )
+    finally:
+        bench.close()
