@@ -125,17 +125,19 @@ run_load_test(tested, requests, LoadPlan(5.0, 4), folder=folder, progress=lambda
         [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert job.stdout is not None
-    with job.stdout as lines:
-        assert any("Step 1" in line for line in lines)
-    started = processes_in(tmp_path)
-    generators = [one for one in psutil.Process(job.pid).children() if "inference.load_generator" in one.cmdline()]
-    assert len(generators) == 1
-    assert len(started) >= 3
-    assert min(one.nice() for one in [*started, *generators]) == 10
-    with contextlib.suppress(FileNotFoundError):  # not every kernel has it
-        assert Path(f"/proc/{generators[0].pid}/autogroup").read_text().endswith("nice 10\n")
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait(10)
+    try:
+        with job.stdout as lines:
+            assert any("Step 1" in line for line in lines)
+        started = processes_in(tmp_path)
+        generators = [one for one in psutil.Process(job.pid).children() if "inference.load_generator" in one.cmdline()]
+        assert len(generators) == 1
+        assert len(started) >= 3
+        assert min(one.nice() for one in [*started, *generators]) == 10
+        with contextlib.suppress(FileNotFoundError):  # not every kernel has it
+            assert Path(f"/proc/{generators[0].pid}/autogroup").read_text().endswith("nice 10\n")
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait(10)
     wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in [*started, *generators]))
 
 
