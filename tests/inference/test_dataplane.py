@@ -152,7 +152,7 @@ def test_a_cpu_cap_slows_only_its_own_endpoint(workbench: Workbench) -> None:
         while not stopping.is_set():
             service.infer("capped", asked)
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.5)

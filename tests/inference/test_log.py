@@ -228,7 +228,7 @@ def test_everything_answered_is_in_the_log_after_kill_9(workbench: Workbench, st
             except OSError:
                 time.sleep(0.01)  # the replica that held this connection was killed
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for _ in range(3):

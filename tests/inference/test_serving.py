@@ -129,7 +129,7 @@ def test_promotions_and_rollbacks_under_load_lose_nothing(console: Console, work
                 scaled = body.get("outputs", [{}])[0].get("data", [0])[0]
                 outcomes["right" if answer.ok and scaled == int(body["model_version"]) else answer.text] += 1
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     slowest = 0.0
@@ -313,7 +313,7 @@ def test_accepted_requests_finish_on_sigterm(workbench: Workbench) -> None:
         url = f"{service.url}/v2/models/slow/infer"
         answers.append(requests.post(url, data=body, headers=service.headers, timeout=30).status_code)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.3)

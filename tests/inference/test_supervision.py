@@ -42,7 +42,7 @@ def hang(service: Service, endpoint: str) -> threading.Thread:
                 timeout=60,
             )
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     return thread
 
@@ -51,7 +51,7 @@ class Caller(threading.Thread):
     """Calls an endpoint again and again, and counts how that went."""
 
     def __init__(self, service: Service, endpoint: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.outcomes: Counter[str] = Counter()
         self._service, self._endpoint = service, endpoint
         self._stopping = threading.Event()
