@@ -115,7 +115,9 @@ class SettingsForm(forms.Form):
         help_text="Inputs and outputs whose values are never written down, one name on a line.",
     )
     retention_days = forms.IntegerField(
-        label="Keep the log, days", required=False, help_text="Older predictions are deleted, a day (UTC) at a time. Empty: kept for ever."
+        label="Keep the log, days",
+        required=False,
+        help_text="Older predictions are deleted, a day (UTC) at a time. Empty: kept for ever.",
     )
 
     def __init__(self, data: QueryDict | None = None, *, endpoint: Endpoint) -> None:
