@@ -140,7 +140,8 @@ def test_an_altered_segment_is_never_merged(endpoint: Endpoint, log: Log) -> Non
     parts = [log.segment(endpoint, rows(second)) for second in range(MIN_PARTS + 1)]
     file = path_of(parts[3])
     table = pq.read_table(file)
-    pq.write_table(table.set_column(table.schema.get_field_index("input.age"), "input.age", [[99.0]]), file)
+    place = table.schema.get_field_index("input.age")
+    pq.write_table(table.set_column(place, "input.age", pa.array([99.0], pa.float32())), file)
     missing = parts[5]
     path_of(missing).unlink()
     settle()
