@@ -20,7 +20,14 @@ class Role(models.TextChoices):
 ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
     Role.ANALYST: frozenset({"team.view", "evaluation.run", "deployments.predict", "monitoring.define"}),
     Role.DATA_SCIENTIST: frozenset(
-        {"team.view", "registry.upload", "evaluation.run", "promotions.request", "deployments.predict"}
+        {
+            "team.view",
+            "registry.upload",
+            "evaluation.run",
+            "promotions.request",
+            "deployments.predict",
+            "policies.assess",
+        }
     ),
     Role.OPERATOR: frozenset(
         {
@@ -33,7 +40,14 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
         }
     ),
     Role.COMPLIANCE_OFFICER: frozenset(
-        {"team.view", "promotions.review", "promotions.set_policy", "audit.read", "deployments.predict"}
+        {
+            "team.view",
+            "promotions.review",
+            "promotions.set_policy",
+            "policies.assess",
+            "audit.read",
+            "deployments.predict",
+        }
     ),
     # Admins administer people, and hold no other power by it.
     Role.ADMIN: frozenset({"team.view", "accounts.administer"}),
@@ -55,7 +69,7 @@ SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
     # "promotions.review" and "accounts.administer" are in no scope: a token never approves, and never makes another.
     Scope.READ: frozenset({"team.view"}),
     Scope.PREDICT: frozenset({"deployments.predict"}),
-    Scope.BUILD: frozenset({"registry.upload", "evaluation.run"}),
+    Scope.BUILD: frozenset({"registry.upload", "evaluation.run", "policies.assess"}),
     Scope.PROMOTE: frozenset({"promotions.request"}),
     Scope.OPERATE: frozenset({"deployments.operate"}),
     Scope.AUDIT: frozenset({"audit.read"}),
