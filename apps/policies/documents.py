@@ -414,7 +414,7 @@ def _integer(entries: dict[str, Any], name: str, low: int, high: int, default: i
 def _choice(entries: dict[str, Any], name: str, choices: type[E], default: E | None = None) -> E:
     value = entries.get(name, default)
     try:
-        return choices(value)
+        return choices(str(value))
     except ValueError:
         allowed = ", ".join(choices)
         raise DomainError(f"“{name}” has to be one of {allowed}.", field=name) from None
