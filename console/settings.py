@@ -79,6 +79,7 @@ INSTALLED_APPS = [
     "apps.deployments",
     "apps.monitoring",
     "apps.promotions",
+    "apps.packs",
     "console",
 ]
 
@@ -231,6 +232,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "JobState": "apps.jobs.models.JobState",
         "ModelVersionState": "apps.registry.models.ModelVersionState",
+        "CardState": "apps.registry.models.CardState",
         "RequestState": "apps.promotions.models.RequestState",
         "RolloutState": "apps.promotions.models.RolloutState",
     },

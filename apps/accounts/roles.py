@@ -33,7 +33,14 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
         }
     ),
     Role.COMPLIANCE_OFFICER: frozenset(
-        {"team.view", "promotions.review", "promotions.set_policy", "audit.read", "deployments.predict"}
+        {
+            "team.view",
+            "registry.review_card",
+            "promotions.review",
+            "promotions.set_policy",
+            "audit.read",
+            "deployments.predict",
+        }
     ),
     # Admins administer people, and hold no other power by it.
     Role.ADMIN: frozenset({"team.view", "accounts.administer"}),
@@ -52,7 +59,8 @@ class Scope(models.TextChoices):
 
 
 SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
-    # "promotions.review" and "accounts.administer" are in no scope: a token never approves, and never makes another.
+    # "promotions.review", "registry.review_card" and "accounts.administer" are in no scope: a token never approves, and
+    # never makes another.
     Scope.READ: frozenset({"team.view"}),
     Scope.PREDICT: frozenset({"deployments.predict"}),
     Scope.BUILD: frozenset({"registry.upload", "evaluation.run"}),

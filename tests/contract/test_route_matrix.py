@@ -31,6 +31,7 @@ HOLDERS = {
     "evaluation.run": {"analyst", "data_scientist", "operator"},
     "promotions.request": {"data_scientist", "operator"},
     "promotions.review": {"compliance_officer"},
+    "registry.review_card": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "audit.read": {"compliance_officer"},
@@ -105,6 +106,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "promotions:request-review": {"POST": "promotions.review"},
     "promotions:request-cancel": {"POST": "promotions.request"},
     "promotions:request-create": {"GET": "promotions.request", "POST": "promotions.request"},
+    "packs:card-detail": {"GET": "team.view"},
+    "packs:card-edit": {"GET": "registry.upload", "POST": "registry.upload"},
+    "packs:card-submit": {"POST": "registry.upload"},
+    "packs:card-review": {"POST": "registry.review_card"},
+    "packs:card-compare": {"GET": "team.view"},
+    "packs:card-export": {"GET": "team.view"},
     "api:schema": {"GET": "public"},
     "api:model-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:model-detail": {"GET": "team.view"},
@@ -113,6 +120,9 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:model-version-artifact": {"GET": "team.view"},
     "api:model-version-alias": {"POST": "registry.upload"},
     "api:model-version-archive": {"POST": "registry.upload"},
+    "api:card-revision-list": {"GET": "team.view", "POST": "registry.upload"},
+    "api:card-revision-detail": {"GET": "team.view"},
+    "api:card-revision-submit": {"POST": "registry.upload"},
     "api:dataset-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:dataset-detail": {"GET": "team.view"},
     "api:dataset-version-list": {"GET": "team.view", "POST": "registry.upload"},
@@ -204,6 +214,7 @@ def world(cast: Cast) -> World:
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
+    card = builders.complete_card(cast, version)
     assert version.job is not None
     from apps.audit.models import AuditEvent
 
@@ -215,6 +226,11 @@ def world(cast: Cast) -> World:
         cast,
         {
             "registry.name": version.model.name,
+            "packs.name": version.model.name,
+            "card-export.form": "md",
+            "version_number": version.number,
+            "card-revision-detail.number": card.number,
+            "card-revision-submit.number": card.number,
             "number": version.number,
             "deployments.name": request.endpoint.name,
             "monitoring.name": request.endpoint.name,
@@ -315,7 +331,7 @@ def test_members(world: World, role: str, kind: str) -> None:
         scopes = None
     else:
         client = world.cast.api(role)
-        scopes = {"accounts.administer", "promotions.review"}
+        scopes = {"accounts.administer", "promotions.review", "registry.review_card"}
 
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if kind == "token" and not _is_api(name):
