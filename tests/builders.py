@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.core.files.uploadedfile import SimpleUploadedFile
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,10 +20,11 @@ from apps.evaluation.models import DatasetVersion, EvaluationRun, LoadTest
 from apps.jobs.runner import run_inline
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
+from apps.registry import artifact_signing
 from apps.registry import card_services as cards
 from apps.registry import services as registry
 from apps.registry.cards import KEYS
-from apps.registry.models import Artifact, CardRevision, ModelVersion, RegisteredModel
+from apps.registry.models import Artifact, CardRevision, ModelVersion, RegisteredModel, TrustedSigner
 
 if TYPE_CHECKING:
     from tests.conftest import Cast
@@ -99,6 +102,17 @@ def complete_card(cast: Cast, version: ModelVersion, *, is_reviewed: bool = Fals
         card = cards.request_card_review(scientist, revision=card)
         card = cards.review_card(cast.actor("compliance_officer"), revision=card, is_approved=True, comment="Seen.")
     return card
+
+
+def trusted_signer(cast: Cast) -> tuple[TrustedSigner, bytes]:
+    """A key that the team trusts for signatures of artifacts, and its private half as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    signer = artifact_signing.trust_signer(
+        cast.actor("compliance_officer"), team=cast.team, name="Training pipeline", pem=public.decode()
+    )
+    no_password = serialization.NoEncryption()
+    return signer, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password)
 
 
 def ready_dataset(cast: Cast, rows: int = 40) -> DatasetVersion:

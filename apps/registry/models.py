@@ -1,4 +1,4 @@
-"""Registered models, artifacts, versions, aliases and model cards."""
+"""Registered models, artifacts, versions, aliases, model cards and signatures of artifacts."""
 
 from __future__ import annotations
 
@@ -223,3 +223,93 @@ class CardRevision(models.Model):
         """The page of the card, at this revision."""
         version = self.model_version
         return f"{reverse('packs:card-detail', args=[version.model.name, version.number])}?revision={self.number}"
+
+
+class SignerKind(models.TextChoices):
+    """How a trusted signer is known."""
+
+    KEY = "KEY", "Public key"
+    CERTIFICATE = "CERTIFICATE", "Certificate authority"
+
+
+class TrustedSignerQuerySet(TeamScopedQuerySet):
+    """Reads of trusted signers."""
+
+    def trusted(self) -> Self:
+        """Those that still count."""
+        return self.filter(revoked_at=None)
+
+
+class TrustedSigner(models.Model):
+    """Whose signatures on artifacts a team believes: a key, or everybody a certificate authority vouches for."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="trusted_signers")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=11, choices=SignerKind.choices)
+    pem = models.TextField()
+    fingerprint = models.CharField(
+        max_length=64
+    )  # hex SHA-256: of a key's PEM as bundles name it, of a certificate's DER
+    added_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    added_at = models.DateTimeField(auto_now_add=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    objects = TrustedSignerQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name", "id")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("team", "fingerprint"), condition=models.Q(revoked_at=None), name="trusted_signer_once"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SignatureOrigin(models.TextChoices):
+    """Who signed."""
+
+    UPLOAD = "UPLOAD", "Came with the upload"
+    INSTALLATION = "INSTALLATION", "Made here after approval"
+
+
+class SignatureState(models.TextChoices):
+    """What a check found."""
+
+    PENDING = "PENDING", "Not checked yet"
+    VERIFIED = "VERIFIED", "Verified"
+    UNTRUSTED = "UNTRUSTED", "Untrusted"
+    FAILED = "FAILED", "Failed"
+
+
+class ArtifactSignature(models.Model):
+    """An OpenSSF model signature (a Sigstore bundle) over a version's artifact."""
+
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="signatures")
+    origin = models.CharField(max_length=12, choices=SignatureOrigin.choices)
+    bundle = models.TextField()
+    sha256 = models.CharField(max_length=64)  # of the bundle
+    state = models.CharField(max_length=9, choices=SignatureState.choices, default=SignatureState.PENDING)
+    signer_name = models.CharField(max_length=200, blank=True)
+    reason = models.CharField(max_length=500, blank=True)
+    checked_at = models.DateTimeField(null=True)
+    promotion_request_id = models.BigIntegerField(null=True)  # a plain number: promotions are a room above this one
+
+    class Meta:
+        ordering = ("id",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("model_version",), condition=models.Q(origin="UPLOAD"), name="signature_one_upload"
+            ),
+            models.UniqueConstraint(
+                fields=("model_version",), condition=models.Q(origin="INSTALLATION"), name="signature_one_installation"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(state="PENDING") | models.Q(checked_at__isnull=False), name="signature_checked_at"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"Signature of {self.model_version}"

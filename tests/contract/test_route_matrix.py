@@ -18,8 +18,10 @@ from rest_framework.test import APIClient
 from apps.accounts.models import ApiToken
 from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
+from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
+from apps.registry.artifact_signing import sign_artifact
 from tests import builders
 from tests.conftest import Cast
 
@@ -32,6 +34,7 @@ HOLDERS = {
     "promotions.request": {"data_scientist", "operator"},
     "promotions.review": {"compliance_officer"},
     "registry.review_card": {"compliance_officer"},
+    "promotions.set_policy": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "audit.read": {"compliance_officer"},
@@ -67,6 +70,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "registry:version-download": {"GET": "team.view"},
     "registry:version-archive": {"POST": "registry.upload"},
     "registry:alias-set": {"POST": "registry.upload"},
+    "registry:signature-download": {"GET": "team.view"},
+    "registry:signature-check": {"POST": "registry.upload"},
+    "registry:signer-list": {"GET": "team.view", "POST": "promotions.set_policy"},
+    "registry:signer-revoke": {"POST": "promotions.set_policy"},
+    "registry:installation-key": {"GET": "team.view"},
     "evaluation:dataset-list": {"GET": "team.view"},
     "evaluation:dataset-upload": {"GET": "registry.upload", "POST": "registry.upload"},
     "evaluation:dataset-detail": {"GET": "team.view"},
@@ -215,6 +223,8 @@ def world(cast: Cast) -> World:
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
     card = builders.complete_card(cast, version)
+    signer = builders.trusted_signer(cast)[0]
+    sign_artifact(Actor.system("test"), model_version=version, promotion_request_id=request.pk)
     assert version.job is not None
     from apps.audit.models import AuditEvent
 
@@ -228,6 +238,8 @@ def world(cast: Cast) -> World:
             "registry.name": version.model.name,
             "packs.name": version.model.name,
             "card-export.form": "md",
+            "origin": "installation",
+            "signer-revoke.pk": signer.pk,
             "version_number": version.number,
             "card-revision-detail.number": card.number,
             "card-revision-submit.number": card.number,
