@@ -11,6 +11,7 @@ from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
+from apps.packs.api import CardRevisionViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
@@ -25,6 +26,11 @@ class SchemaView(SpectacularAPIView):
 router = SimpleRouter()
 router.register("models", RegisteredModelViewSet, "model")
 router.register("models/(?P<model_name>[^/\\x00]+)/versions", ModelVersionViewSet, "model-version")
+router.register(
+    "models/(?P<model_name>[^/\\x00]+)/versions/(?P<version_number>[0-9]{1,9})/card",
+    CardRevisionViewSet,
+    "card-revision",
+)
 router.register("datasets", DatasetViewSet, "dataset")
 router.register("datasets/(?P<dataset_name>[^/\\x00]+)/versions", DatasetVersionViewSet, "dataset-version")
 router.register("evaluations", EvaluationRunViewSet, "evaluation")

@@ -86,6 +86,7 @@ INSTALLED_APPS = [
     "apps.monitoring",
     "apps.policies",
     "apps.promotions",
+    "apps.packs",
     "console",
 ]
 
@@ -278,6 +279,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "JobState": "apps.jobs.models.JobState",
         "ModelVersionState": "apps.registry.models.ModelVersionState",
+        "CardState": "apps.registry.models.CardState",
         "RequestState": "apps.promotions.models.RequestState",
         "RolloutState": "apps.promotions.models.RolloutState",
     },

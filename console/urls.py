@@ -26,5 +26,6 @@ urlpatterns = [
     path("", include("apps.deployments.urls")),
     path("", include("apps.monitoring.urls")),
     path("", include("apps.promotions.urls")),
+    path("", include("apps.packs.urls")),
     path("api/v1/", include("console.api_urls")),
 ]

@@ -12,6 +12,7 @@ from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
 from apps.core.uploads import Upload, keep, refuse_over_cap
 from apps.jobs.services import enqueue
+from apps.registry.artifact_signing import attach_signature, read_upload
 from apps.registry.models import Alias, Artifact, ModelVersion, ModelVersionState, RegisteredModel
 from inference.formats import HEAD_BYTES, why_not_onnx
 
@@ -39,8 +40,10 @@ def register_model(actor: Actor, *, team: Any, name: str, task: str, description
 
 
 @transaction.atomic
-def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, notes: str = "") -> ModelVersion:
-    """Store an uploaded artifact and queue its validation.
+def upload_model_version(
+    actor: Actor, *, model: RegisteredModel, file: Upload, notes: str = "", signature_bundle: Upload | None = None
+) -> ModelVersion:
+    """Store an uploaded artifact, with its OpenSSF model signature if one is given, and queue its validation.
 
     A file that surely is no ONNX model is refused at once; everything else is for the sandbox to find out.
     """
@@ -50,6 +53,7 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, 
     if reason := why_not_onnx(file.read(HEAD_BYTES)):
         raise DomainError(reason, field="file")
     file.seek(0)
+    bundle = read_upload(signature_bundle) if signature_bundle else None
     model = RegisteredModel.objects.select_for_update(of=("self",)).select_related("team").get(pk=model.pk)
     size = file.size or 0
     artifact, _ = Artifact.objects.get_or_create(
@@ -68,6 +72,8 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, 
         notes=notes,
         uploaded_by_id=actor.person_id,
     )
+    if bundle is not None:
+        attach_signature(version, bundle)
     version.job = enqueue(
         actor,
         "registry.validate_model_version",
@@ -78,6 +84,8 @@ def upload_model_version(actor: Actor, *, model: RegisteredModel, file: Upload, 
     )
     version.save(update_fields=["job"])
     after = {"artifact_digest": artifact.sha256, "size_bytes": size, "file_name": version.file_name}
+    if bundle is not None:
+        after["signature_bundle_digest"] = bundle.sha256
     record(actor, "model_version.uploaded", version, team=model.team, after=after)
     return version
 

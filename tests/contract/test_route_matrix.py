@@ -19,8 +19,10 @@ from rest_framework.test import APIClient
 from apps.accounts.models import ApiToken
 from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
+from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
+from apps.registry.artifact_signing import sign_artifact
 from tests import builders
 from tests.conftest import Cast
 
@@ -32,6 +34,8 @@ HOLDERS = {
     "evaluation.run": {"analyst", "data_scientist", "operator"},
     "promotions.request": {"data_scientist", "operator"},
     "promotions.review": {"compliance_officer"},
+    "registry.review_card": {"compliance_officer"},
+    "promotions.set_policy": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
@@ -83,6 +87,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "registry:version-download": {"GET": "team.view"},
     "registry:version-archive": {"POST": "registry.upload"},
     "registry:alias-set": {"POST": "registry.upload"},
+    "registry:signature-download": {"GET": "team.view"},
+    "registry:signature-check": {"POST": "registry.upload"},
+    "registry:signer-list": {"GET": "team.view", "POST": "promotions.set_policy"},
+    "registry:signer-revoke": {"POST": "promotions.set_policy"},
+    "registry:installation-key": {"GET": "team.view"},
     "evaluation:dataset-list": {"GET": "team.view"},
     "evaluation:dataset-upload": {"GET": "registry.upload", "POST": "registry.upload"},
     "evaluation:dataset-detail": {"GET": "team.view"},
@@ -122,6 +131,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "promotions:request-review": {"POST": "promotions.review"},
     "promotions:request-cancel": {"POST": "promotions.request"},
     "promotions:request-create": {"GET": "promotions.request", "POST": "promotions.request"},
+    "packs:card-detail": {"GET": "team.view"},
+    "packs:card-edit": {"GET": "registry.upload", "POST": "registry.upload"},
+    "packs:card-submit": {"POST": "registry.upload"},
+    "packs:card-review": {"POST": "registry.review_card"},
+    "packs:card-compare": {"GET": "team.view"},
+    "packs:card-export": {"GET": "team.view"},
     "api:schema": {"GET": "public"},
     "api:model-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:model-detail": {"GET": "team.view"},
@@ -130,6 +145,9 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:model-version-artifact": {"GET": "team.view"},
     "api:model-version-alias": {"POST": "registry.upload"},
     "api:model-version-archive": {"POST": "registry.upload"},
+    "api:card-revision-list": {"GET": "team.view", "POST": "registry.upload"},
+    "api:card-revision-detail": {"GET": "team.view"},
+    "api:card-revision-submit": {"POST": "registry.upload"},
     "api:dataset-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:dataset-detail": {"GET": "team.view"},
     "api:dataset-version-list": {"GET": "team.view", "POST": "registry.upload"},
@@ -221,6 +239,9 @@ def world(cast: Cast) -> World:
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
+    card = builders.complete_card(cast, version)
+    signer = builders.trusted_signer(cast)[0]
+    sign_artifact(Actor.system("test"), model_version=version, promotion_request_id=request.pk)
     assert version.job is not None
     from apps.audit.models import AuditEvent
 
@@ -232,6 +253,13 @@ def world(cast: Cast) -> World:
         cast,
         {
             "registry.name": version.model.name,
+            "packs.name": version.model.name,
+            "card-export.form": "md",
+            "origin": "installation",
+            "signer-revoke.pk": signer.pk,
+            "version_number": version.number,
+            "card-revision-detail.number": card.number,
+            "card-revision-submit.number": card.number,
             "number": version.number,
             "deployments.name": request.endpoint.name,
             "monitoring.name": request.endpoint.name,
@@ -334,7 +362,7 @@ def test_members(world: World, role: str, kind: str) -> None:
         scopes = None
     else:
         client = world.cast.api(role)
-        scopes = {"accounts.administer", "promotions.review"}
+        scopes = {"accounts.administer", "promotions.review", "registry.review_card"}
 
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if kind == "token" and not _is_api(name):
