@@ -79,7 +79,7 @@ def object_history(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 @require("audit.read")
-def event_export_jsonl(request: HttpRequest) -> HttpResponse:
+def event_export_jsonl(request: HttpRequest) -> StreamingHttpResponse:
     """The events that fit, with proofs, for the offline verifier."""
     options = _export_options(request)
     return _download(export_jsonl(request.actor, team=request.team, **options), JSONL, f"{request.team.slug}.jsonl")
@@ -87,7 +87,7 @@ def event_export_jsonl(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 @require("audit.read")
-def event_export_csv(request: HttpRequest) -> HttpResponse:
+def event_export_csv(request: HttpRequest) -> StreamingHttpResponse:
     """The events that fit, as a table."""
     options = _export_options(request)
     del options["since_size"]
