@@ -5,7 +5,7 @@ from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
-from apps.audit.api import AuditEventViewSet
+from apps.audit.api import AuditEventViewSet, AuditExportViewSet, CheckpointViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
@@ -45,6 +45,8 @@ router.register(
 router.register("promotions", PromotionRequestViewSet, "promotion")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
+router.register("audit-checkpoints", CheckpointViewSet, "audit-checkpoint")
+router.register("audit-export", AuditExportViewSet, "audit-export")
 router.register("members", MembershipViewSet, "member")
 router.register("tokens", ApiTokenViewSet, "token")
 
