@@ -13,6 +13,7 @@ from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
 from apps.packs.api import CardRevisionViewSet
 from apps.promotions.api import PromotionRequestViewSet
+from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
 
@@ -43,6 +44,7 @@ router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )
 router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
 router.register("audit-checkpoints", CheckpointViewSet, "audit-checkpoint")
