@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
 from django.db import transaction
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
@@ -18,7 +20,7 @@ from rest_framework.test import APIClient
 
 from apps.accounts.models import ApiToken
 from apps.accounts.roles import Role, Scope
-from apps.accounts.services import invite_member
+from apps.accounts.services import create_service_account, invite_member, map_group
 from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
@@ -46,6 +48,7 @@ HOLDERS = {
     "policies.report_check": set(),
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
+    "accounts.provision": {"admin"},
     "signed-in": EVERYBODY,
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -74,6 +77,14 @@ ROUTES: dict[str, dict[str, str]] = {
     "accounts:settings": {"GET": "signed-in"},
     "accounts:member-list": {"GET": "accounts.administer", "POST": "accounts.administer"},
     "accounts:member-edit": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "accounts:sign-on": {"GET": "public"},
+    "openid_connect_callback": {"GET": "public"},
+    "accounts:invitation-revoke": {"POST": "accounts.administer"},
+    "accounts:service-account-list": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "accounts:service-account-detail": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "accounts:sign-in-settings": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "accounts:group-mapping-add": {"POST": "accounts.administer"},
+    "accounts:group-mapping-remove": {"POST": "accounts.administer"},
     "accounts:token-list": {"GET": "team.view", "POST": "team.view"},
     "accounts:token-revoke": {"POST": "team.view"},
     "audit:event-list": {"GET": "audit.read"},
@@ -209,6 +220,8 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:audit-export-list": {"GET": "audit.read"},
     "api:member-list": {"GET": "accounts.administer"},
     "api:member-detail": {"GET": "accounts.administer", "PATCH": "accounts.administer"},
+    "api:scim-user-list": {"GET": "accounts.provision"},
+    "api:scim-user-detail": {"GET": "accounts.provision", "PATCH": "accounts.provision"},
     "api:token-list": {"GET": "team.view", "POST": "team.view"},
     "api:token-detail": {"GET": "team.view", "DELETE": "team.view"},
 }
@@ -271,7 +284,13 @@ def world(cast: Cast) -> World:
     check_key, _ = create_check_key(officer, team=cast.team, name="scan", kind=CheckKeyKind.HMAC)
     alias = protect_alias(officer, team=cast.team, name="gold")
     group = save_review_group(cast.actor("admin"), team=cast.team, name="board", members=[])
-    _, secret = invite_member(cast.actor("admin"), team=cast.team, email="new@example.com", roles=[Role.ANALYST])
+    admin = cast.actor("admin")
+    invitation, secret = invite_member(admin, team=cast.team, email="new@example.com", roles=[Role.ANALYST])
+    service_account = create_service_account(admin, team=cast.team, name="nightly", roles=[Role.ANALYST])
+    mapping = map_group(admin, team=cast.team, group="risk-analysts", role=Role.ANALYST)
+    analyst = cast.analyst.user
+    user_session = UserSession.objects.create(user=analyst, ip="127.0.0.1", session_key="s", user_agent="x")
+    factor = Authenticator.objects.create(user=analyst, type="recovery_codes", data={"seed": "", "used_mask": 0})
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
@@ -316,8 +335,13 @@ def world(cast: Cast) -> World:
             "jobs.pk": version.job.pk,
             "token-revoke.pk": token.pk,
             "token-detail.pk": token.pk,
-            "session-end.pk": 0,
-            "factor-remove.pk": 0,
+            "provider_id": "organisation",
+            "session-end.pk": user_session.pk,
+            "factor-remove.pk": factor.pk,
+            "invitation-revoke.pk": invitation.pk,
+            "service-account-detail.pk": service_account.pk,
+            "group-mapping-remove.pk": mapping.pk,
+            "scim-user-detail.pk": cast.analyst.pk,
             "member-edit.pk": cast.analyst.pk,
             "member-detail.pk": cast.analyst.pk,
             "run-detail.pk": run.pk,
