@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
@@ -32,6 +32,7 @@ from apps.core.permissions import public
 PROVIDER = "organisation"
 MAX_GROUPS = 500
 _SECOND_FACTOR_METHODS = {"mfa", "otp", "hwk", "fpt", "face", "pin"}  # RFC 8176
+_NOT_CONFIGURED = "Single sign-on is not configured here."
 _NO_TEAM = "You are not a member of a team, and no team takes members from your groups. Ask an admin of your team."
 
 
@@ -51,7 +52,7 @@ def callback_url(request: HttpRequest) -> str:
 def begin(request: HttpRequest) -> HttpResponse:
     """Go to the provider."""
     if not provider_name():
-        raise Http404
+        return refused(request, _NOT_CONFIGURED)
     if request.user.is_authenticated:
         return redirect(settings.LOGIN_REDIRECT_URL)
     provider = get_adapter(request).get_provider(request, PROVIDER)
@@ -68,7 +69,7 @@ def begin(request: HttpRequest) -> HttpResponse:
 def finish(request: HttpRequest, provider_id: str) -> HttpResponse:
     """Come back from the provider."""
     if not provider_name() or provider_id != PROVIDER:
-        raise Http404
+        return refused(request, _NOT_CONFIGURED)
     answer: HttpResponse = callback(request, provider_id)
     return answer
 
