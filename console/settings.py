@@ -78,6 +78,7 @@ INSTALLED_APPS = [
     "apps.evaluation",
     "apps.deployments",
     "apps.monitoring",
+    "apps.policies",
     "apps.promotions",
     "apps.packs",
     "console",

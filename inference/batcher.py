@@ -28,8 +28,6 @@ BATCH_MS: Final = 50.0
 """A batch gets no more rows than are expected to run in this time: those behind it should not wait for long."""
 SOON_S: Final = 0.005
 """A request that waited no longer runs without asking whether its caller is still there."""
-MAX_LOOKS: Final = 4
-"""How often a batch that still grows is held back for another look at the sockets, each some microseconds."""
 WATCH_S: Final = 0.25
 """How often deadlines are looked at while a batch is on a thread, or the model is being loaded again."""
 HELD_UP_S: Final = 0.5
@@ -110,7 +108,6 @@ class Batcher(Generic[J]):
         self._expired: set[J] = set()  # of those, what was answered already
         self._is_busy = False  # a drain is scheduled, a batch is on a thread, or the model is being loaded again
         self._is_recalling = False
-        self._seen = self._looks = 0  # how long the queue was at the last look, and how often it was looked at
         self._free_at = 0.0  # loop time before which a capped version may not run again
         self._has_free_rows = any(-1 in spec.shape[1:] for spec in model.signature.inputs)
         self._loop = loop
@@ -132,14 +129,6 @@ class Batcher(Generic[J]):
 
     def _drain(self) -> None:
         """Run one batch; the next one gets its turn after other models and the sockets had theirs."""
-        waiting = len(self._queue)
-        if self._seen < waiting and 1 < waiting < self._max_rows and self._looks < MAX_LOOKS:
-            # They come in together: what a run costs is shared by all that the next look at the sockets brings.
-            self._seen = waiting
-            self._looks += 1
-            self._loop.call_soon(self._drain)
-            return
-        self._seen = self._looks = 0
         session = self._model.session
         if session is not None:
             self._run_next(session)

@@ -363,9 +363,7 @@ class Dataplane:
         return digest, teams
 
     def infer(self, call: Call, name: str, version: str | None, authorization: bytes | None) -> None:
-        """Take a request; it is answered later through its ``succeed`` or ``fail``."""
-        call.arrived = now = time.perf_counter()
-        call.received_us = time.time_ns() // 1000
+        """Take a request, whose transport says when it arrived; answer it later by its ``succeed`` or ``fail``."""
         try:
             endpoint, token = self.authorize(name, authorization)
             if endpoint.queued_rows >= endpoint.max_rows:  # before the work of reading the request
@@ -389,7 +387,7 @@ class Dataplane:
             return
         endpoint.queued_rows = rows
         timeout = endpoint.timeout
-        call.deadline = now + (timeout if request.timeout_s is None else min(timeout, request.timeout_s))
+        call.deadline = call.arrived + (timeout if request.timeout_s is None else min(timeout, request.timeout_s))
         served.batcher.submit(call)
 
     def _refuse(self, call: Call, error: InferenceError) -> None:
@@ -521,9 +519,9 @@ class RequestIds:
         self._milliseconds = 0
         self._prefix = ""
 
-    def next(self) -> str:
-        """An id that sorts after those made before."""
-        milliseconds = time.time_ns() // 1_000_000
+    def next(self, now_us: int) -> str:
+        """An id that sorts after those made before. ``now_us``: microseconds since the epoch."""
+        milliseconds = now_us // 1000
         if milliseconds != self._milliseconds:
             self._milliseconds = milliseconds
             text = f"{milliseconds:012x}"

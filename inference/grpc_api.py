@@ -6,6 +6,7 @@ No TLS: the port belongs on the loopback interface or behind a proxy that ends i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -102,10 +103,12 @@ class GrpcCall(Call):
 
     __slots__ = ("answer", "message", "metadata")
 
-    def __init__(self, message: Any, metadata: Metadata, request_id: str) -> None:
+    def __init__(self, message: Any, metadata: Metadata, ids: RequestIds, request_id: str) -> None:
+        self.arrived = time.perf_counter()
+        self.received_us = time.time_ns() // 1000
         self.message = message
         self.metadata = metadata
-        self.request_id = request_id
+        self.request_id = request_id or ids.next(self.received_us)
         self.traceparent = trace_context(metadata.get("traceparent"))
         self.violated = ()
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -281,7 +284,7 @@ class GrpcServer:
     async def _infer(self, body: bytes, metadata: Metadata, context: Context) -> bytes:
         message = _parse(ModelInferRequest, body)
         request_id = checked_id(message.id, "id") or checked_id(metadata.get("x-request-id", ""), "x-request-id")
-        call = GrpcCall(message, metadata, request_id or self._ids.next())
+        call = GrpcCall(message, metadata, self._ids, request_id)
         name, version = message.model_name[:MAX_ADDRESS], message.model_version[:MAX_ADDRESS]
         self._dataplane.infer(call, name, version or None, _authorization(metadata))
         call.message = None  # as large as the tensors, which are copies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import orjson
 
 from inference.settings import Settings
 
+logger = logging.getLogger("inference.http")
+
 MAX_HEAD_BYTES: Final = 32 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 MAX_KEPT_HEADS: Final = 4096
@@ -24,6 +27,9 @@ MAX_KEPT_HEAD_BYTES: Final = 2048
 MAX_PIPELINED: Final = 64
 MIN_BODY_RATE: Final = 64 * 1024  # bytes/s; a large body gets more time than a small one
 LINGER_S: Final = 2.0
+MAX_LOOKS: Final = 4
+"""How often requests that came in are held back for another look at the sockets while still more come in."""
+MAX_ARRIVED: Final = 128  # pieces of input that are held back at most
 SCREENED_BYTES: Final = 64 * 1024  # larger bodies are read only from callers that the application knows
 BODY_METHODS: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 JSON_TYPE: Final = b"application/json"
@@ -72,32 +78,34 @@ class Head:
 
 
 class Exchange:
-    """One request and the place for its answer."""
+    """One request and the place for its answer. An application may derive its own."""
 
-    __slots__ = ("_connection", "body", "buffered", "head", "is_open", "keep_alive", "response")
+    is_open = True  # the caller is still there
 
     def __init__(self, connection: Connection, head: Head, body: bytes | bytearray) -> None:
-        self._connection = connection
+        server = connection.server
+        self.connection = connection
         self.head = head
         self.body = body
         self.keep_alive = head.keep_alive
-        self.is_open = True  # the caller is still there
         self.buffered = 0
         self.response: bytes | None = None
+        self.arrived = server.arrived  # by time.perf_counter
+        self.received_us = server.received_us  # since the epoch
 
     @property
     def is_local(self) -> bool:
         """Whether the caller is on this machine, or seems to be: a proxy here speaks for callers elsewhere."""
-        return self._connection.is_local
+        return self.connection.is_local
 
     def send(self, status: int, body: bytes, *, content_type: bytes = JSON_TYPE, headers: bytes = b"") -> None:
         """Answer. ``headers`` are complete lines, each ended by CRLF. Does nothing when the caller is gone."""
         if self.is_open:
-            self._connection.answer(self, status, body, content_type, headers)
+            self.connection.answer(self, status, body, content_type, headers)
 
     def replace_body(self, body: bytes) -> bool:
         """Go on with an unpacked body. False if there is no room for it among the bodies that the server holds."""
-        if not self._connection.hold(self, len(body)):
+        if not self.connection.hold(self, len(body)):
             return False
         self.body = body
         return True
@@ -109,8 +117,11 @@ REFUSED_HEAD: Final = Head(b"", b"", {}, -1, keep_alive=False)
 class Application(Protocol):
     """What answers the requests."""
 
+    def exchange(self, connection: Connection, head: Head, body: bytes | bytearray) -> Exchange:
+        """The exchange for a request."""
+
     def handle(self, exchange: Exchange) -> None:
-        """Answer, now or later."""
+        """Answer, now or later. ``exchange`` is one of ``self.exchange``."""
 
     def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
         """Why a large body should not even be read, judged by the head alone."""
@@ -127,20 +138,24 @@ class HttpServer:
         self.is_draining = False
         self.heads: dict[bytes, Head] = {}  # parsed before, by their bytes
         self.date = self.ok = b""
+        self.arrived = 0.0  # when what is being taken came in: by time.perf_counter,
+        self.received_us = 0  # and since the epoch
+        self._inbox: list[tuple[Connection, bytes]] = []
+        self._seen = self._looks = 0  # how much was in it at the last look, and how often it was looked at
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
 
     async def start(self, listener: socket) -> None:
         """Accept connections on a bound socket."""
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), sock=listener, backlog=2048
-        )
+        self._loop = asyncio.get_running_loop()
+        self._listener = await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=2048)
         self._sweep()
 
     async def drain(self, timeout: float) -> None:
         """Stop accepting, let accepted requests finish for at most ``timeout`` seconds, close every connection."""
         self.is_draining = True
+        self._take()
         if self._listener is not None:
             self._listener.close()
         for connection in tuple(self.connections):
@@ -154,6 +169,40 @@ class HttpServer:
                     connection.abort()
         if self._timer is not None:
             self._timer.cancel()
+
+    def receive(self, connection: Connection, data: bytes) -> None:
+        """Keep what a connection read until the sockets have nothing more: requests that come together run together.
+
+        It also leaves reading to the kernel, and the processor's caches to one thing at a time.
+        """
+        inbox = self._inbox
+        if not inbox:
+            self._clock()
+            self._loop.call_soon(self._look)
+        inbox.append((connection, data))
+
+    def _look(self) -> None:
+        waiting = len(self._inbox)
+        if self._seen < waiting and 1 < waiting < MAX_ARRIVED and self._looks < MAX_LOOKS:
+            self._seen = waiting
+            self._looks += 1
+            self._loop.call_soon(self._look)
+        else:
+            self._take()
+
+    def _take(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        self._seen = self._looks = 0
+        for connection, data in inbox:
+            try:
+                connection.take(data)
+            except Exception:  # a bug; the others must not pay for it
+                logger.exception("A connection was dropped.")
+                connection.abort()
+
+    def _clock(self) -> None:
+        self.arrived = time.perf_counter()
+        self.received_us = time.time_ns() // 1000
 
     def forget(self, connection: Connection) -> None:
         """Called by a connection that is gone."""
@@ -176,7 +225,7 @@ class Connection(asyncio.Protocol):
     """One caller. Answers go out in the order of the requests, whatever order they are ready in."""
 
     def __init__(self, server: HttpServer) -> None:
-        self._server = server
+        self.server = server
         self._parser = httptools.HttpRequestParser(self)
         self._pending: deque[Exchange] = deque()  # unanswered, in order
         self._waiting: deque[Exchange] = deque()  # the last of them, not even begun, while reading is paused
@@ -187,6 +236,8 @@ class Connection(asyncio.Protocol):
         self._since = 0.0  # monotonic time at which the current wait began; 0 while none is timed
         self._write_paused_at = 0.0
         self._first: bytes | None = None  # the data in which the current message begins, if it begins there
+        self._usual = REFUSED_HEAD  # the last head that was recognised by its bytes,
+        self._usual_bytes = HEAD_END
         self._reset()
 
     def _reset(self) -> None:
@@ -204,7 +255,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        server = self._server
+        server = self.server
         if server.is_draining or len(server.connections) >= server.limits.max_connections:
             server.connections.add(self)
             self._refuse(Refused(503, "The server has too many connections.", b"retry-after: 1\r\n"))
@@ -214,13 +265,13 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         for exchange in self._pending:
             exchange.is_open = False
-            self._server.buffered -= exchange.buffered
+            self.server.buffered -= exchange.buffered
         self._pending.clear()
         self._waiting.clear()
-        self._server.buffered -= self._buffered
+        self.server.buffered -= self._buffered
         self._buffered = 0
         self._is_broken = True
-        self._server.forget(self)
+        self.server.forget(self)
 
     def eof_received(self) -> bool:
         """A caller that closes its side is gone: its waiting requests free their place."""
@@ -235,6 +286,10 @@ class Connection(asyncio.Protocol):
         self._resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        self.server.receive(self, data)
+
+    def take(self, data: bytes) -> None:
+        """Go on with what ``data_received`` was given."""
         if self._is_broken:
             return
         if not self._in_message:
@@ -264,13 +319,20 @@ class Connection(asyncio.Protocol):
 
         Callers that keep a connection repeat their heads, and most of the cost of a small request is its head's.
         """
-        end = data.find(HEAD_END) + len(HEAD_END)
-        head = self._server.heads.get(data[:end])
-        if head is None or len(data) - end != head.length:
+        head = self._usual
+        if not data.startswith(self._usual_bytes):
+            end = data.find(HEAD_END) + len(HEAD_END)
+            known = self.server.heads.get(data[:end])
+            if known is None:
+                return False
+            self._usual = head = known
+            self._usual_bytes = data[:end]
+        end = len(self._usual_bytes)
+        if len(data) - end != head.length:
             return False
         self._since = 0.0
         self._count += 1
-        self._accept(Exchange(self, head, data[end:]))
+        self._accept(self.server.application.exchange(self, head, data[end:]))
         return True
 
     # -- what the parser calls ---------------------------------------------------------------------------------------
@@ -301,7 +363,7 @@ class Connection(asyncio.Protocol):
         declared = headers.get(b"content-length")
         if declared is not None:
             self._length = int(declared)
-            if self._length > self._server.limits.max_body:
+            if self._length > self.server.limits.max_body:
                 self._stop(self._body_too_large())
         elif b"transfer-encoding" not in headers and self._parser.get_method() in BODY_METHODS:
             self._stop(Refused(411, "content-length: a body needs a length or chunked transfer coding."))
@@ -318,7 +380,7 @@ class Connection(asyncio.Protocol):
         if len(body) == self._length:
             self._body = body
             return
-        server = self._server
+        server = self.server
         if not self._body:
             self._body = bytearray()
         self._body += body
@@ -337,7 +399,7 @@ class Connection(asyncio.Protocol):
             return
         keep_alive = parser.should_keep_alive()
         head = Head(parser.get_method(), self._path, self._headers, self._length, keep_alive)
-        exchange = Exchange(self, head, self._body)
+        exchange = self.server.application.exchange(self, head, self._body)
         exchange.buffered = self._buffered
         self._remember(head)
         self._reset()
@@ -354,7 +416,7 @@ class Connection(asyncio.Protocol):
             return
         if len(self._pending) >= MAX_PIPELINED:
             self._pause_reading()
-        self._server.application.handle(exchange)
+        self.server.application.handle(exchange)
 
     def _remember(self, head: Head) -> None:
         """Keep a plain head under its bytes, if the message came in one piece and alone."""
@@ -363,7 +425,7 @@ class Connection(asyncio.Protocol):
             return
         end = data.find(HEAD_END) + len(HEAD_END)
         if len(data) - end == head.length and end <= MAX_KEPT_HEAD_BYTES:
-            heads = self._server.heads
+            heads = self.server.heads
             if len(heads) >= MAX_KEPT_HEADS:
                 heads.clear()
             heads[data[:end]] = head
@@ -372,7 +434,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, exchange: Exchange, status: int, body: bytes, content_type: bytes, headers: bytes) -> None:
         """Keep the answer until it is its turn, then write it."""
-        server, pending = self._server, self._pending
+        server, pending = self.server, self._pending
         is_draining = server.is_draining
         if is_draining and exchange is pending[-1]:
             exchange.keep_alive = False
@@ -395,7 +457,7 @@ class Connection(asyncio.Protocol):
     def _response(self, exchange: Exchange, status: int, body: bytes, content_type: bytes, headers: bytes) -> bytes:
         return b"HTTP/1.1 %b\r\ndate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
             STATUS_LINES[status],
-            self._server.date,
+            self.server.date,
             content_type,
             len(body),
             headers,
@@ -405,7 +467,7 @@ class Connection(asyncio.Protocol):
 
     def hold(self, exchange: Exchange, size: int) -> bool:
         """Count ``size`` more bytes that an open exchange keeps in memory. False if they are too many."""
-        server = self._server
+        server = self.server
         if not exchange.is_open or server.buffered + size > server.limits.max_buffered_bodies:
             return False
         exchange.buffered += size
@@ -429,7 +491,7 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Enforce the timeouts; called about once a second."""
-        limits = self._server.limits
+        limits = self.server.limits
         if self._write_paused_at and now - self._write_paused_at > limits.body_timeout:
             self.abort()
         elif self._is_broken:
@@ -457,12 +519,12 @@ class Connection(asyncio.Protocol):
         raise refusal
 
     def _body_too_large(self) -> Refused:
-        return Refused(413, f"The body is larger than {self._server.limits.max_body} bytes.")
+        return Refused(413, f"The body is larger than {self.server.limits.max_body} bytes.")
 
     def _screen(self) -> None:
         if not self._is_screened:
             self._is_screened = True
-            refusal = self._server.application.screen(self._path, self._headers)
+            refusal = self.server.application.screen(self._path, self._headers)
             if refusal is not None:
                 self._stop(refusal)
 
@@ -488,7 +550,7 @@ class Connection(asyncio.Protocol):
         self._since = time.monotonic()
         for exchange in self._pending:
             exchange.is_open = False
-            self._server.buffered -= exchange.buffered
+            self.server.buffered -= exchange.buffered
         self._pending.clear()
         self._waiting.clear()
         self._resume_reading()
@@ -509,7 +571,7 @@ class Connection(asyncio.Protocol):
         line = b"%b %b HTTP/1.1\r\n" % (method, self._path)
         self._reset()
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(line + head + b"\r\n" + rest)
+        self.take(line + head + b"\r\n" + rest)
 
     def _pause_reading(self) -> None:
         if self._is_reading and not self._transport.is_closing():
@@ -524,7 +586,7 @@ class Connection(asyncio.Protocol):
             exchange = self._waiting.popleft()
             if len(self._pending) - len(self._waiting) >= MAX_PIPELINED:
                 self._pause_reading()
-            self._server.application.handle(exchange)
+            self.server.application.handle(exchange)
         if self._is_reading:
             self._transport.resume_reading()
 

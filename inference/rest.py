@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -64,57 +64,60 @@ class Route:
     """Where a path leads. ``name`` and ``version`` are empty on the server's own paths."""
 
     method: bytes
-    action: Callable[[Exchange, Plan], None]
+    action: Callable[[HttpCall, Plan], None]
     name: str = ""
     version: str | None = None
-
-
-NOWHERE: Final = Route(b"", lambda exchange, plan: None)
 
 
 class Plan:
     """What the head of a request says, worked out once for all requests with that head."""
 
-    __slots__ = ("action", "authorization", "encoding", "header_length", "name", "request_id", "traceparent", "version")
+    __slots__ = (
+        "action",
+        "authorization",
+        "coders",
+        "encoding",
+        "header_length",
+        "id_problem",
+        "name",
+        "request_id",
+        "traceparent",
+        "version",
+    )
 
-    def __init__(self, action: Callable[[Exchange, Plan], None], route: Route, headers: dict[bytes, bytes]) -> None:
-        self.action = action
+    def __init__(self, route: Route, headers: dict[bytes, bytes], coders: Executor) -> None:
+        self.action = route.action
+        self.coders = coders
         self.name, self.version = route.name, route.version
         self.authorization = headers.get(b"authorization")
         self.encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
         self.header_length = headers.get(b"inference-header-content-length")
         self.request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        self.id_problem: RequestRejected | None = None
+        try:
+            checked_id(self.request_id, "x-request-id")
+        except RequestRejected as error:
+            self.request_id, self.id_problem = "", error
         self.traceparent = trace_context(headers.get(b"traceparent", b"").decode("latin-1"))
 
 
-class HttpCall(Call):
-    """An infer request that came over HTTP."""
+class HttpCall(Exchange, Call):
+    """A request that came over HTTP, and a call of the dataplane if it is to infer."""
 
-    __slots__ = ("coders", "exchange", "plan", "problem")
-
-    def __init__(self, exchange: Exchange, plan: Plan, request_id: str, coders: Executor) -> None:
-        self.exchange = exchange
-        self.plan = plan
-        self.request_id = request_id
-        self.traceparent = plan.traceparent
-        self.violated = ()
-        self.coders = coders
-        self.problem: InferenceError | None = None  # with unpacking the body
-
-    @property
-    def is_open(self) -> bool:
-        return self.exchange.is_open
+    plan: Plan
+    problem: InferenceError | None = None  # with unpacking the body
+    violated: Sequence[str] = ()
 
     def decode(self, codec: ModelCodec) -> InferRequest:
+        length = self.plan.header_length
+        if length is None and self.problem is None:
+            return codec.decode(self.body)
         if self.problem is not None:
             raise self.problem
-        plan, body = self.plan, self.exchange.body
-        if plan.header_length is None:
-            return codec.decode(body)
-        return codec.decode(body, _header_length(plan.header_length, len(body)))
+        return codec.decode(self.body, _header_length(length, len(self.body)))
 
     def header(self, name: str) -> bytes | None:
-        return self.exchange.head.headers.get(name.lower().encode())
+        return self.head.headers.get(name.lower().encode())
 
     def succeed(self, outputs: BatchOutputs, start: int) -> None:
         request_id = self.request_id.encode("ascii")
@@ -125,24 +128,23 @@ class HttpCall(Call):
         if json_length is not None:
             headers += b"inference-header-content-length: %d\r\n" % json_length
             kind = BINARY_TYPE
-        if len(body) < MIN_PACKED:
-            self.exchange.send(200, body, content_type=kind, headers=headers)
-        else:
+        if len(body) >= MIN_PACKED:
             self._send_packed(body, kind, headers + b"vary: accept-encoding\r\n")
+        elif self.is_open:
+            self.connection.answer(self, 200, body, kind, headers)
 
     def _send_packed(self, body: bytes, kind: bytes, headers: bytes) -> None:
         """Send in the coding that the caller asks for, if any; packing takes a thread."""
-        exchange = self.exchange
-        coding = negotiate(exchange.head.headers.get(b"accept-encoding", b""))
+        coding = negotiate(self.head.headers.get(b"accept-encoding", b""))
         if coding is None:
-            exchange.send(200, body, content_type=kind, headers=headers)
+            self.send(200, body, content_type=kind, headers=headers)
             return
         headers += b"content-encoding: %b\r\n" % coding.encode()
-        packed = asyncio.get_running_loop().run_in_executor(self.coders, pack, body, coding)
-        packed.add_done_callback(lambda done: exchange.send(200, done.result(), content_type=kind, headers=headers))
+        packed = asyncio.get_running_loop().run_in_executor(self.plan.coders, pack, body, coding)
+        packed.add_done_callback(lambda done: self.send(200, done.result(), content_type=kind, headers=headers))
 
     def fail(self, error: InferenceError) -> None:
-        send_error(self.exchange, error, b"x-request-id: %b\r\n%b" % (self.request_id.encode(), self._more_headers()))
+        send_error(self, error, b"x-request-id: %b\r\n%b" % (self.request_id.encode(), self._more_headers()))
 
     def _more_headers(self) -> bytes:
         """Which guardrails were violated, and the caller's trace context as it came."""
@@ -170,20 +172,21 @@ class RestApi:
             "/metrics": Route(b"GET", self._metrics),
         }
 
+    exchange = HttpCall
+
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
-        plan: Plan = exchange.head.route or self._plan(exchange.head)
-        plan.action(exchange, plan)
+        call = cast("HttpCall", exchange)
+        call.plan = plan = call.head.route or self._plan(call.head)
+        plan.action(call, plan)
 
     def _plan(self, head: Head) -> Plan:
         route = self._resolve(head.path)
         if route is None:
-            plan = Plan(_nothing_here, NOWHERE, head.headers)
-        elif head.method == route.method or (head.method == b"HEAD" and route.method == b"GET"):
-            plan = Plan(route.action, route, head.headers)
-        else:
-            plan = Plan(_use_post if route.method == b"POST" else _use_get, route, head.headers)
-        head.route = plan
+            route = NOWHERE
+        elif head.method != route.method and not (head.method == b"HEAD" and route.method == b"GET"):
+            route = replace(route, action=_use_post if route.method == b"POST" else _use_get)
+        head.route = plan = Plan(route, head.headers, self._coders)
         return plan
 
     def screen(self, path: bytes, headers: dict[bytes, bytes]) -> Refused | None:
@@ -226,24 +229,18 @@ class RestApi:
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
-    def _infer(self, exchange: Exchange, plan: Plan) -> None:
-        given = plan.request_id
-        call = HttpCall(exchange, plan, given or self._ids.next(), self._coders)
-        if given:
-            try:
-                checked_id(given, "x-request-id")
-            except RequestRejected as error:
-                call.request_id = self._ids.next()
-                call.fail(error)
-                return
-        if plan.encoding == "identity":
+    def _infer(self, call: HttpCall, plan: Plan) -> None:
+        call.request_id = plan.request_id or self._ids.next(call.received_us)
+        call.traceparent = plan.traceparent
+        if plan.id_problem is not None:
+            call.fail(plan.id_problem)
+        elif plan.encoding == "identity":
             self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
         else:
-            self._infer_unpacked(call)
+            self._infer_unpacked(call, plan)
 
-    def _infer_unpacked(self, call: HttpCall) -> None:
+    def _infer_unpacked(self, call: HttpCall, plan: Plan) -> None:
         """Unpack the body on a thread, if the caller may send one at all, and go on."""
-        exchange, plan = call.exchange, call.plan
         try:
             self._dataplane.authorize(plan.name, plan.authorization)
         except InferenceError as error:
@@ -251,17 +248,17 @@ class RestApi:
             return
 
         def go_on(unpacked: asyncio.Future[bytes]) -> None:
-            if not exchange.is_open:
+            if not call.is_open:
                 return
             try:
-                if not exchange.replace_body(unpacked.result()):
+                if not call.replace_body(unpacked.result()):
                     raise Overloaded("The server holds too many request bodies.")
             except InferenceError as error:
                 call.problem = error
             self._dataplane.infer(call, plan.name, plan.version, plan.authorization)
 
         loop = asyncio.get_running_loop()
-        unpacked = loop.run_in_executor(self._coders, unpack, exchange.body, plan.encoding, self._max_body)
+        unpacked = loop.run_in_executor(self._coders, unpack, call.body, plan.encoding, self._max_body)
         unpacked.add_done_callback(go_on)
 
     def _server_metadata(self, exchange: Exchange, plan: Plan) -> None:
@@ -313,8 +310,7 @@ class RestApi:
         return endpoint.versions(plan.version)
 
 
-def _nothing_here(exchange: Exchange, plan: Plan) -> None:
-    send_error(exchange, NotFound("There is nothing at this path."))
+NOWHERE: Final = Route(b"", lambda exchange, plan: send_error(exchange, NotFound("There is nothing at this path.")))
 
 
 def _use_get(exchange: Exchange, plan: Plan) -> None:
@@ -347,9 +343,9 @@ def _send(exchange: Exchange, status: int, document: dict[str, Any], headers: by
     exchange.send(status, orjson.dumps(document), content_type=JSON_TYPE, headers=headers)
 
 
-def _header_length(text: bytes, body_length: int) -> int:
+def _header_length(text: bytes | None, body_length: int) -> int:
     field = "inference-header-content-length"
-    if not text.isdigit() or len(text) > 12:
+    if text is None or not text.isdigit() or len(text) > 12:
         raise RequestRejected("must be a number of bytes.", field)
     length = int(text)
     if length > body_length:

@@ -20,7 +20,14 @@ class Role(models.TextChoices):
 ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
     Role.ANALYST: frozenset({"team.view", "evaluation.run", "deployments.predict", "monitoring.define"}),
     Role.DATA_SCIENTIST: frozenset(
-        {"team.view", "registry.upload", "evaluation.run", "promotions.request", "deployments.predict"}
+        {
+            "team.view",
+            "registry.upload",
+            "evaluation.run",
+            "promotions.request",
+            "deployments.predict",
+            "policies.assess",
+        }
     ),
     Role.OPERATOR: frozenset(
         {
@@ -38,6 +45,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
             "registry.review_card",
             "promotions.review",
             "promotions.set_policy",
+            "policies.assess",
             "audit.read",
             "deployments.predict",
         }
@@ -63,7 +71,7 @@ SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
     # never makes another.
     Scope.READ: frozenset({"team.view"}),
     Scope.PREDICT: frozenset({"deployments.predict"}),
-    Scope.BUILD: frozenset({"registry.upload", "evaluation.run"}),
+    Scope.BUILD: frozenset({"registry.upload", "evaluation.run", "policies.assess"}),
     Scope.PROMOTE: frozenset({"promotions.request"}),
     Scope.OPERATE: frozenset({"deployments.operate"}),
     Scope.AUDIT: frozenset({"audit.read"}),

@@ -50,6 +50,9 @@ class Endpoint(models.Model):
     # Unique in the installation, because /v2/models/<name> has no team in it.
     name = models.CharField(max_length=63, unique=True, validators=[slug_validator])
     description = models.CharField(max_length=500, blank=True)
+    # Decides which policy holds; it never changes, so a version cannot get around a stricter one.
+    environment = models.CharField(max_length=63, default="production", validators=[slug_validator])
+    is_protected = models.BooleanField(default=True)
     created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
     sticky_header = models.CharField(max_length=64, blank=True)

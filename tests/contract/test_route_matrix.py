@@ -37,6 +37,8 @@ HOLDERS = {
     "promotions.set_policy": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
+    "policies.assess": {"data_scientist", "compliance_officer"},
+    "promotions.set_policy": {"compliance_officer"},
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
     "signed-in": EVERYBODY,
