@@ -184,6 +184,12 @@ FILE_UPLOAD_HANDLERS = ["apps.core.uploads.HashingUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024**2  # forms and JSON bodies; files go through the upload handler
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 
+# The audit log's checkpoints go to a folder and, if this names one, to a webhook (https://…) or a bucket (s3://…), too.
+AUDIT_ANCHOR_DIR = Path(os.environ.get("AUDIT_ANCHOR_DIR", "").strip() or INSTALLATION.anchors)
+AUDIT_ANCHOR_URL = os.environ.get("AUDIT_ANCHOR_URL", "").strip()
+# Outgoing requests go to public addresses only, and to what lies in these networks.
+OUTGOING_NETWORKS = env_list("OUTGOING_NETWORKS", default="")
+
 INFERENCE_URL = os.environ.get("INFERENCE_URL", f"http://127.0.0.1:{env_int('INFERENCE_PORT', default=8080)}")
 
 # What an hour of one CPU core costs: with it, the traffic page shows predictions in money, too.
