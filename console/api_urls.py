@@ -11,7 +11,7 @@ from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
-from apps.packs.api import CardRevisionViewSet
+from apps.packs.api import CardRevisionViewSet, EvidencePackViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
@@ -43,6 +43,7 @@ router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )
 router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("evidence-packs", EvidencePackViewSet, "evidence-pack")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
 router.register("members", MembershipViewSet, "member")

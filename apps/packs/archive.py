@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import IO, Final
 
 from apps.audit.verify import PACK_FORMAT
@@ -20,13 +20,12 @@ def manifest_body(pack_id: str, files: Mapping[str, bytes]) -> str:
     return "\n".join((PACK_FORMAT, pack_id, *lines, ""))
 
 
-def write_archive(target: IO[bytes], pack_id: str, files: Mapping[str, bytes], sign: Callable[[str], str]) -> None:
-    """Write the ZIP. ``sign`` makes a signed note of the manifest's body, which must not list itself."""
+def write_archive(target: IO[bytes], files: Mapping[str, bytes], manifest: str) -> None:
+    """Write the ZIP; ``manifest`` is the signed note over ``manifest_body`` of these files."""
     if MANIFEST in files:
         raise ValueError(f"{MANIFEST} is written last, over all other files")
-    note = sign(manifest_body(pack_id, files)).encode()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for path, content in ((MANIFEST, note), *sorted(files.items())):
+        for path, content in ((MANIFEST, manifest.encode()), *sorted(files.items())):
             entry = zipfile.ZipInfo(path, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3  # Unix, on every platform

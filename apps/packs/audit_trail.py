@@ -27,7 +27,10 @@ def sign_checkpoint() -> Checkpoint:
 
 
 def events_about(
-    objects: Iterable[models.Model], checkpoint: Checkpoint, since: datetime | None = None, until: datetime | None = None
+    objects: Iterable[models.Model],
+    checkpoint: Checkpoint,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> list[AuditEvent]:
     """The events about these rows that the checkpoint covers, oldest first; ``since`` <= at < ``until``."""
     keys: dict[str, set[str]] = defaultdict(set)
@@ -48,7 +51,8 @@ def proof_lines(events: Iterable[AuditEvent], checkpoint: Checkpoint) -> bytes:
     """A line of JSON for each event: the event, its place in the log's tree, and the hashes that lead to its root."""
     node = tree.stored_nodes()
     return b"".join(
-        canonical_json(_line(event, services.inclusion_proof(event.seq or 0, checkpoint.tree_size, node))).encode() + b"\n"
+        canonical_json(_line(event, services.inclusion_proof(event.seq or 0, checkpoint.tree_size, node))).encode()
+        + b"\n"
         for event in events
     )
 

@@ -89,7 +89,9 @@ def model_contents(model: RegisteredModel) -> Contents:
     """Everything about one model: its versions with cards, signatures and results, its promotions and deployments."""
     versions = list(model.versions.select_related("artifact", "uploaded_by", "model__team")[: MAX_VERSIONS + 1])
     requests = list(
-        PromotionRequest.objects.filter(model_version__model=model).with_names().select_related("team")[: MAX_REQUESTS + 1]
+        PromotionRequest.objects.filter(model_version__model=model)
+        .with_names()
+        .select_related("team")[: MAX_REQUESTS + 1]
     )
     if len(versions) > MAX_VERSIONS or len(requests) > MAX_REQUESTS:
         raise DomainError(f"A pack holds at most {MAX_VERSIONS} versions and {MAX_REQUESTS} promotions of a model.")
@@ -185,7 +187,8 @@ def _add_decision_records(contents: Contents, row: models.Model, folder: str) ->
             continue
         contents.objects.extend(rows)
         records[name] = [
-            document(one) | {kind: [document(part) for part in parts] for kind, parts in related(one, _DECISION_APPS).items()}
+            document(one)
+            | {kind: [document(part) for part in parts] for kind, parts in related(one, _DECISION_APPS).items()}
             for one in rows
         ]
         if records[name]:
@@ -221,7 +224,9 @@ def _records(records: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
     if findings := records.get("finding"):
         rows = [[row["title"], row["severity"], _text(row["owner"]), row["due_at"], row["state"]] for row in findings]
         blocks.append(
-            Table(["Finding", "Severity", "Owner", "Due", "State"], rows, [4, 1.2, 2, 2.4, 1.4], "Conditions and findings")
+            Table(
+                ["Finding", "Severity", "Owner", "Due", "State"], rows, [4, 1.2, 2, 2.4, 1.4], "Conditions and findings"
+            )
         )
     if comments := records.get("comment"):
         rows = [[row["author_name"], row["created_at"], row["body"]] for row in comments]
@@ -239,7 +244,9 @@ def _evidence(contents: Contents, evidence: Mapping[str, Any], folder: str) -> l
         [row["label"], row["dataset"], _interval(row["candidate"]), _interval(row["champion"]), _change(row)]
         for row in differences
     ]
-    blocks.append(Table(["Metric", "Dataset", "Candidate (95 %)", "Champion (95 %)", "Change"], rows, [1.3, 2.2, 2.6, 2.6, 1.6]))
+    blocks.append(
+        Table(["Metric", "Dataset", "Candidate (95 %)", "Champion (95 %)", "Change"], rows, [1.3, 2.2, 2.6, 2.6, 1.6])
+    )
     if chart := _comparison(differences):
         blocks.append(contents.add_chart(f"{folder}/plots/metrics.svg", chart))
     blocks += _load_tests(evidence["candidate"].get("load_tests", []))
@@ -288,7 +295,13 @@ def _load_tests(tests: list[Mapping[str, Any]]) -> list[Block]:
 
 def _inventory(contents: Contents, versions: list[ModelVersion]) -> None:
     rows = [
-        [f"v{row.number}", row.get_state_display(), row.uploaded_by.name, timestamp(row.uploaded_at), row.artifact.sha256]
+        [
+            f"v{row.number}",
+            row.get_state_display(),
+            row.uploaded_by.name,
+            timestamp(row.uploaded_at),
+            row.artifact.sha256,
+        ]
         for row in versions
     ]
     columns = ["Version", "State", "Uploaded by", "Uploaded (UTC)", "Artifact (SHA-256)"]
@@ -328,7 +341,9 @@ def _artifact_signatures(contents: Contents, version: ModelVersion, folder: str)
 
 def _evaluations(contents: Contents, version: ModelVersion, folder: str) -> list[Block]:
     blocks: list[Block] = []
-    for run in EvaluationRun.objects.filter(model_version=version, finished_at__isnull=False).with_facts().order_by("pk"):
+    for run in (
+        EvaluationRun.objects.filter(model_version=version, finished_at__isnull=False).with_facts().order_by("pk")
+    ):
         contents.objects.append(run)
         contents.add_json(f"{folder}/evaluations/{run.pk}.json", evaluation_evidence(run) | {"result": run.result})
         rows = [

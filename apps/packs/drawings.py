@@ -94,9 +94,7 @@ def _lines(chart: LineChart) -> Drawing:
     return drawing
 
 
-def _label(
-    drawing: Drawing, x: float, y: float, text: str, *, anchor: str = "start", colour: Color = _MUTED
-) -> None:
+def _label(drawing: Drawing, x: float, y: float, text: str, *, anchor: str = "start", colour: Color = _MUTED) -> None:
     drawing.add(String(x, y, text, fontName=_FONT, fontSize=8, fillColor=colour, textAnchor=anchor))
 
 

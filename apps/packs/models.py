@@ -33,7 +33,7 @@ class EvidencePackQuerySet(TeamScopedQuerySet):
 
 
 class EvidencePack(models.Model):
-    """A ZIP for auditors about one promotion, one model, or one endpoint in a period. Never changed once it is built."""
+    """A ZIP for auditors about one promotion, one model, or one endpoint in a period. Built once, never changed."""
 
     pack_id = models.UUIDField(unique=True, default=uuid.uuid4)
     team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="evidence_packs")

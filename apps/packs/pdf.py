@@ -15,7 +15,6 @@ import font_roboto
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from reportlab.lib.colors import HexColor
-from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
@@ -60,7 +59,11 @@ _parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("ima
 @cache
 def _fonts() -> None:
     """Roboto, which has Latin, Greek and Cyrillic; the fonts built into PDF readers have Latin-1 alone."""
-    files = {"Roboto": font_roboto.Roboto, "Roboto-Bold": font_roboto.RobotoBold, "Roboto-Italic": font_roboto.RobotoItalic}
+    files = {
+        "Roboto": font_roboto.Roboto,
+        "Roboto-Bold": font_roboto.RobotoBold,
+        "Roboto-Italic": font_roboto.RobotoItalic,
+    }
     for name, path in files.items():
         pdfmetrics.registerFont(TTFont(name, str(Path(path))))
     pdfmetrics.registerFontFamily(
@@ -112,7 +115,9 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
             invariant=1,  # no time of making, no random id: the same report gives the same bytes
         )
         self._report = report
-        frame = Frame(self.leftMargin, self.bottomMargin, self.width, self.height, id="page", leftPadding=0, rightPadding=0)
+        frame = Frame(
+            self.leftMargin, self.bottomMargin, self.width, self.height, id="page", leftPadding=0, rightPadding=0
+        )
         self.addPageTemplates([PageTemplate("cover", [frame]), PageTemplate("page", [frame], onPage=self._head)])
 
     def _head(self, canvas: Canvas, _: Any) -> None:
@@ -122,7 +127,7 @@ class _Document(BaseDocTemplate):  # type: ignore[misc]
         canvas.setStrokeColor(_LINE)
         canvas.line(_MARGIN, A4[1] - 14 * mm, A4[0] - _MARGIN, A4[1] - 14 * mm)
 
-    def afterFlowable(self, flowable: Flowable) -> None:  # noqa: N802 - reportlab calls it
+    def afterFlowable(self, flowable: Flowable) -> None:
         """Note each heading where it fell."""
         level = {"chapter": 0, "section": 1}.get(getattr(getattr(flowable, "style", None), "name", ""))
         if level is None:
@@ -142,7 +147,7 @@ class _NumberedCanvas(Canvas):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._pages: list[dict[str, Any]] = []
 
-    def showPage(self) -> None:  # noqa: N802
+    def showPage(self) -> None:
         """Keep the page for later."""
         self._pages.append(dict(self.__dict__))
         self._startPage()
@@ -172,7 +177,11 @@ def _cover(report: Report) -> list[Flowable]:
 
 def _contents() -> list[Flowable]:
     toc = TableOfContents(dotsMinLevel=0, levelStyles=[_style("toc", 10, leading=17)])
-    return [Paragraph("Contents", _style("contents", 15, leading=19, fontName="Roboto-Bold", spaceAfter=8)), toc, PageBreak()]
+    return [
+        Paragraph("Contents", _style("contents", 15, leading=19, fontName="Roboto-Bold", spaceAfter=8)),
+        toc,
+        PageBreak(),
+    ]
 
 
 def _chapter(place: int, chapter: Chapter) -> list[Flowable]:
