@@ -16,7 +16,14 @@ from apps.core.errors import NotFound
 from apps.deployments.models import Endpoint
 from apps.packs.archive import manifest_body, write_archive
 from apps.packs.audit_trail import events_about, proof_lines, sign_checkpoint
-from apps.packs.contents import Contents, add_mapping, endpoint_contents, model_contents, promotion_contents
+from apps.packs.contents import (
+    Contents,
+    add_mapping,
+    endpoint_contents,
+    model_contents,
+    printed_time,
+    promotion_contents,
+)
 from apps.packs.models import EvidencePack, PackKind
 from apps.packs.pdf import render_pdf
 from apps.packs.report import Facts, Table, Text
@@ -85,7 +92,7 @@ def _add_audit(contents: Contents, events: list[AuditEvent], checkpoint: Checkpo
     contents.files["audit/checkpoint.note"] = checkpoint.note.encode()
     printed = events[:MAX_PRINTED_EVENTS]
     rows = [
-        [str(row.seq), timestamp(row.at), row.actor_name, row.action, row.object_label] for row in printed if row.at
+        [str(row.seq), printed_time(row.at), row.actor_name, row.action, row.object_label] for row in printed if row.at
     ]
     left_out = f" The first {len(printed):,} are printed." if len(events) > len(printed) else ""
     contents.report.chapter(
@@ -123,7 +130,7 @@ def _add_head(contents: Contents, pack: EvidencePack, checkpoint: Checkpoint, ev
     contents.files["keys/installation.pem"] = installation_public_key()
     contents.report.facts += [
         ("Pack", str(pack.pack_id)),
-        ("Asked for by", f"{pack.requested_by.name}, {timestamp(pack.requested_at)}"),
+        ("Asked for by", f"{pack.requested_by.name}, {printed_time(pack.requested_at)}"),
         ("Verifier key", str(audit_key())),
     ]
     files = [[path] for path in sorted([*contents.files, "report.pdf"])]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from django.db import models
 
-from apps.audit.chain import canonical_json, timestamp
+from apps.audit.chain import canonical_json
 from apps.core.errors import DomainError
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.evidence import evaluation_evidence
@@ -43,6 +44,7 @@ MAX_REQUESTS: Final = 500
 MAX_SEGMENTS: Final = 100_000
 _DECISION_APPS: Final = ("promotions", "policies")
 _POINTS: Final = 200
+_TIMESTAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)")
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ def model_contents(model: RegisteredModel) -> Contents:
         subtitle=f"Registered model of the team {model.team.name}",
         facts=[
             ("Task", model.get_task_display()),
-            ("Registered by", f"{model.created_by.name}, {timestamp(model.created_at)}"),
+            ("Registered by", f"{model.created_by.name}, {printed_time(model.created_at)}"),
             ("Versions", str(len(versions))),
             ("Promotion requests", str(len(requests))),
         ],
@@ -130,11 +132,11 @@ def endpoint_contents(endpoint: Endpoint, since: datetime, until: datetime) -> C
     )
     report = Report(
         title=f"Evidence pack: endpoint {endpoint.name}",
-        subtitle=f"From {timestamp(since)} to {timestamp(until)}, team {endpoint.team.name}",
+        subtitle=f"From {printed_time(since)} to {printed_time(until)}, team {endpoint.team.name}",
         facts=[
             ("Endpoint", endpoint.name),
-            ("From (UTC)", timestamp(since)),
-            ("To (UTC, exclusive)", timestamp(until)),
+            ("From (UTC)", printed_time(since)),
+            ("To (UTC, exclusive)", printed_time(until)),
             ("Deployments in the period", str(len(deployments))),
         ],
     )
@@ -164,7 +166,7 @@ def _add_request(contents: Contents, request: PromotionRequest, folder: str) -> 
         Facts(
             [
                 ("State", f"{request.get_state_display()} ({request.get_rollout_display()})"),
-                ("Requested by", f"{request.requested_by.name}, {timestamp(request.requested_at)}"),
+                ("Requested by", f"{request.requested_by.name}, {printed_time(request.requested_at)}"),
                 ("Why", request.justification),
                 ("Starts with", f"{request.initial_weight} % of the traffic"),
                 ("Artifact (SHA-256)", request.artifact_digest),
@@ -206,7 +208,7 @@ def _signatures(request: PromotionRequest) -> list[Block]:
         said = document(review)
         rows = [
             ("Printed name", review.reviewer_name),
-            ("Signed at (UTC)", timestamp(review.signed_at)),
+            ("Signed at (UTC)", printed_time(review.signed_at)),
             ("Decision", review.get_decision_display()),
             ("Meaning", review.get_meaning_display()),
             ("Comment", review.comment),
@@ -222,14 +224,16 @@ def _signatures(request: PromotionRequest) -> list[Block]:
 def _records(records: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
     blocks: list[Block] = []
     if findings := records.get("finding"):
-        rows = [[row["title"], row["severity"], _text(row["owner"]), row["due_at"], row["state"]] for row in findings]
+        rows = [
+            [row["title"], row["severity"], _text(row["owner"]), _text(row["due_at"]), row["state"]] for row in findings
+        ]
         blocks.append(
             Table(
                 ["Finding", "Severity", "Owner", "Due", "State"], rows, [4, 1.2, 2, 2.4, 1.4], "Conditions and findings"
             )
         )
     if comments := records.get("comment"):
-        rows = [[row["author_name"], row["created_at"], row["body"]] for row in comments]
+        rows = [[row["author_name"], _text(row["created_at"]), row["body"]] for row in comments]
         blocks.append(Table(["Who", "When (UTC)", "What"], rows, [1.6, 2.2, 5], "Discussion"))
     return blocks
 
@@ -279,7 +283,7 @@ def _load_tests(tests: list[Mapping[str, Any]]) -> list[Block]:
             _number(row["capacity"]),
             _number((row.get("knee") or {}).get("p99_ms")),
             {True: "met", False: "missed"}.get(row["is_slo_met"], "none set"),
-            row["finished_at"],
+            _text(row["finished_at"]),
         ]
         for row in tests
     ]
@@ -299,7 +303,7 @@ def _inventory(contents: Contents, versions: list[ModelVersion]) -> None:
             f"v{row.number}",
             row.get_state_display(),
             row.uploaded_by.name,
-            timestamp(row.uploaded_at),
+            printed_time(row.uploaded_at),
             row.artifact.sha256,
         ]
         for row in versions
@@ -317,7 +321,7 @@ def _add_version(contents: Contents, version: ModelVersion, folder: str) -> None
                 ("Artifact (SHA-256)", version.artifact.sha256),
                 ("Size", f"{version.artifact.size_bytes:,} bytes"),
                 ("State", version.get_state_display()),
-                ("Uploaded by", f"{version.uploaded_by.name}, {timestamp(version.uploaded_at)}"),
+                ("Uploaded by", f"{version.uploaded_by.name}, {printed_time(version.uploaded_at)}"),
                 ("Produced by", version.producer or "not said"),
                 ("Notes", version.notes or "none"),
             ]
@@ -387,7 +391,7 @@ def _card(contents: Contents, version: ModelVersion, folder: str) -> list[Block]
     contents.files[f"{folder}/card.html"] = card_html(newest).encode()
     by = f"{newest.reviewer_name}, {_text(newest.reviewed_at)}: {newest.review_comment}" if newest.reviewed_at else "–"
     state = f"{newest.number} ({newest.get_state_display().lower()})"
-    written = f"{newest.author_name}, {timestamp(newest.saved_at)}"
+    written = f"{newest.author_name}, {printed_time(newest.saved_at)}"
     head = Facts([("Revision", state), ("Written by", written), ("Reviewed by", by), ("SHA-256", newest.sha256)])
     blocks: list[Block] = [Heading("Model card"), head]
     for section in SECTIONS:
@@ -406,7 +410,7 @@ def _add_deployments(contents: Contents, deployments: list[Deployment]) -> None:
             str(row.model_version),
             row.get_role_display(),
             _text(row.promotion_request_id),
-            timestamp(row.activated_at),
+            printed_time(row.activated_at),
             _text(row.retired_at),
         ]
         for row in deployments
@@ -443,8 +447,9 @@ def add_mapping(contents: Contents) -> None:
     )
     for framework in frameworks():
         rows = [[row.clause, row.asks, f"{row.coverage}. {row.answered_by}", row.gap] for row in framework.clauses]
-        title = f"{framework.title}"
-        chapter.blocks.append(Table(["Clause", "Asks for", "Answered by", "Gap"], rows, [1.2, 3, 3.4, 2.6], title))
+        chapter.blocks.append(
+            Table(["Clause", "Asks for", "Answered by", "Gap"], rows, [1.6, 2.9, 3.2, 2.5], framework.title)
+        )
     contents.add_json("mapping/requirements.json", [framework.as_document() for framework in frameworks()])
 
 
@@ -471,12 +476,19 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.1f}"
 
 
+def printed_time(at: datetime) -> str:
+    """A moment for people: date and second; the records have the microseconds."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _text(value: Any) -> str:
     """Anything for a cell."""
     if value is None or value == "":
         return "–"
+    if isinstance(value, str) and _TIMESTAMP.fullmatch(value):
+        return printed_time(datetime.fromisoformat(value))
     if isinstance(value, datetime):
-        return timestamp(value)
+        return printed_time(value)
     if isinstance(value, Mapping):
         return str(value.get("name", value))
     if isinstance(value, list):

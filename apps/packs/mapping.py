@@ -30,6 +30,7 @@ class Framework:
     """A law, a rule or a standard."""
 
     key: str
+    name: str
     title: str
     about: str
     clauses: tuple[Clause, ...]
@@ -49,6 +50,8 @@ def frameworks() -> tuple[Framework, ...]:
     with _FILE.open("rb") as file:
         document = tomllib.load(file)
     return tuple(
-        Framework(row["key"], row["title"], row["about"], tuple(Clause(**clause) for clause in row["clauses"]))
+        Framework(
+            row["key"], row["name"], row["title"], row["about"], tuple(Clause(**clause) for clause in row["clauses"])
+        )
         for row in document["frameworks"]
     )

@@ -223,14 +223,14 @@ _LINES: Final = [
 
 
 def _table(block: Table) -> list[Flowable]:
+    title = [Paragraph(escape(block.title), _SECTION)] if block.title else []
     if not block.rows:
-        return [Paragraph("None.", _LABEL)]
+        return [*title, Paragraph("None.", _BODY)]
     head = [Paragraph(f"<b>{escape(column)}</b>", _CELL) for column in block.columns]
     rows = [[Paragraph(_lines(str(cell)), _CELL) for cell in row] for row in block.rows]
     shares = block.widths or [1.0] * len(block.columns)
     grid = Grid([head, *rows], colWidths=[_WIDTH * share / sum(shares) for share in shares], repeatRows=1, splitInRow=1)
     grid.setStyle(TableStyle([*_LINES, ("BACKGROUND", (0, 0), (-1, 0), _HEAD)]))
-    title = [Paragraph(escape(block.title), _SECTION)] if block.title else []
     return [*title, grid, Spacer(1, 8)]
 
 

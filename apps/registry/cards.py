@@ -56,6 +56,11 @@ class Completeness:
     missing: tuple[str, ...]
 
     @property
+    def total(self) -> int:
+        """How many sections are required."""
+        return len(self.filled) + len(self.missing)
+
+    @property
     def is_complete(self) -> bool:
         """True if nothing required is missing."""
         return not self.missing
