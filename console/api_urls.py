@@ -5,7 +5,7 @@ from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
-from apps.audit.api import AuditEventViewSet
+from apps.audit.api import AuditEventViewSet, AuditExportViewSet, CheckpointViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
@@ -13,6 +13,7 @@ from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
 from apps.packs.api import CardRevisionViewSet, EvidencePackViewSet
 from apps.promotions.api import PromotionRequestViewSet
+from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
 
@@ -44,8 +45,11 @@ router.register(
 )
 router.register("promotions", PromotionRequestViewSet, "promotion")
 router.register("evidence-packs", EvidencePackViewSet, "evidence-pack")
+router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
+router.register("audit-checkpoints", CheckpointViewSet, "audit-checkpoint")
+router.register("audit-export", AuditExportViewSet, "audit-export")
 router.register("members", MembershipViewSet, "member")
 router.register("tokens", ApiTokenViewSet, "token")
 

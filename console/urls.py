@@ -4,6 +4,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.decorators.http import require_GET
 
+from apps.accounts.urls import steps
 from apps.core.permissions import public
 
 
@@ -17,12 +18,14 @@ def healthz(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("healthz", healthz, name="healthz"),
     path("", include("apps.accounts.urls")),
+    path("", include(steps)),
     path("", include("apps.audit.urls")),
     path("", include("apps.jobs.urls")),
     path("", include("apps.registry.urls")),
     path("", include("apps.evaluation.urls")),
     path("", include("apps.deployments.urls")),
     path("", include("apps.monitoring.urls")),
+    path("", include("apps.policies.urls")),
     path("", include("apps.promotions.urls")),
     path("", include("apps.packs.urls")),
     path("api/v1/", include("console.api_urls")),

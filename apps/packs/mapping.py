@@ -50,8 +50,6 @@ def frameworks() -> tuple[Framework, ...]:
     with _FILE.open("rb") as file:
         document = tomllib.load(file)
     return tuple(
-        Framework(
-            row["key"], row["name"], row["title"], row["about"], tuple(Clause(**clause) for clause in row["clauses"])
-        )
+        Framework(**row | {"clauses": tuple(Clause(**clause) for clause in row["clauses"])})
         for row in document["frameworks"]
     )

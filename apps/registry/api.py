@@ -54,7 +54,7 @@ class RegisteredModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, T
 
 
 class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
-    """A version. ``file`` and ``notes`` are what an upload sends."""
+    """A version. ``file``, ``notes``, ``trained_by`` and ``training_data`` are what an upload sends."""
 
     model = serializers.CharField(source="model.name", read_only=True)
     sha256 = serializers.CharField(source="artifact.sha256", read_only=True)
@@ -64,6 +64,8 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
     file = serializers.FileField(write_only=True)
     signature_bundle = serializers.FileField(write_only=True, required=False)
     artifact_signatures = serializers.SerializerMethodField()
+    trained_by = serializers.EmailField(write_only=True, required=False, allow_blank=True, max_length=254)
+    training_data = serializers.CharField(write_only=True, required=False, allow_blank=True, max_length=20_000)
 
     class Meta:
         model = ModelVersion
@@ -83,6 +85,8 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "aliases",
             "file_name",
             "notes",
+            "trained_by",
+            "training_data",
             "uploaded_by",
             "uploaded_at",
             "job",
@@ -108,6 +112,14 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
     def get_artifact_signatures(self, version: ModelVersion) -> list[dict[str, Any]]:
         """OpenSSF model signatures over the artifact."""
         return [signature_document(signature) for signature in version.signatures.all()]
+
+    def to_representation(self, instance: ModelVersion) -> dict[str, Any]:
+        """With the trainer's name and the list of files, which are sent as an email and as lines."""
+        trainer = instance.trained_by.name if instance.trained_by else None
+        return super().to_representation(instance) | {
+            "trained_by": trainer,
+            "training_data": instance.training_data,
+        }
 
 
 class AliasSerializer(serializers.ModelSerializer[Alias]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,11 @@ from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
 from apps.packs.services import request_pack
+from apps.policies.checks import create_check_key
+from apps.policies.models import CheckKeyKind
+from apps.policies.services import save_review_group
 from apps.registry.artifact_signing import sign_artifact
+from apps.registry.services import protect_alias
 from tests import builders
 from tests.conftest import Cast
 
@@ -38,7 +43,7 @@ HOLDERS = {
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
-    "promotions.set_policy": {"compliance_officer"},
+    "policies.report_check": set(),
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
     "signed-in": EVERYBODY,
@@ -50,7 +55,21 @@ ROUTES: dict[str, dict[str, str]] = {
     "healthz": {"GET": "public"},
     "accounts:sign-in": {"GET": "public", "POST": "public"},
     "accounts:invitation-accept": {"GET": "public", "POST": "public"},
-    "accounts:sign-out": {"POST": "signed-in"},
+    "account_login": {"GET": "public", "POST": "public"},
+    "mfa_authenticate": {"GET": "public", "POST": "public"},
+    "accounts:passkey-sign-in": {"POST": "public"},
+    "accounts:passkey-sign-in-options": {"POST": "public"},
+    "accounts:sign-out": {"POST": "public"},
+    "accounts:security": {"GET": "signed-in"},
+    "accounts:confirm": {"GET": "signed-in", "POST": "signed-in"},
+    "accounts:password-change": {"GET": "signed-in", "POST": "signed-in"},
+    "accounts:session-end": {"POST": "signed-in"},
+    "accounts:passkey-options": {"POST": "signed-in"},
+    "accounts:passkey-add": {"GET": "signed-in", "POST": "signed-in"},
+    "accounts:passkey-add-options": {"POST": "signed-in"},
+    "accounts:totp-add": {"GET": "signed-in", "POST": "signed-in"},
+    "accounts:recovery-codes": {"GET": "signed-in", "POST": "signed-in"},
+    "accounts:factor-remove": {"POST": "signed-in"},
     "accounts:team-switch": {"POST": "signed-in"},
     "accounts:settings": {"GET": "signed-in"},
     "accounts:member-list": {"GET": "accounts.administer", "POST": "accounts.administer"},
@@ -58,6 +77,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "accounts:token-list": {"GET": "team.view", "POST": "team.view"},
     "accounts:token-revoke": {"POST": "team.view"},
     "audit:event-list": {"GET": "audit.read"},
+    "audit:event-detail": {"GET": "audit.read"},
+    "audit:log-state": {"GET": "audit.read"},
+    "audit:log-verify": {"POST": "audit.read"},
+    "audit:object-history": {"GET": "team.view"},
+    "audit:event-export-jsonl": {"GET": "audit.read"},
+    "audit:event-export-csv": {"GET": "audit.read"},
     "jobs:job-list": {"GET": "team.view"},
     "jobs:job-detail": {"GET": "team.view"},
     "jobs:job-progress": {"GET": "team.view"},
@@ -109,6 +134,20 @@ ROUTES: dict[str, dict[str, str]] = {
     "monitoring:prediction-export": {"GET": "team.view"},
     "monitoring:prediction-detail": {"GET": "team.view"},
     "monitoring:rows-keep": {"POST": "registry.upload"},
+    "policies:policy-list": {"GET": "team.view"},
+    "policies:policy-open": {"GET": "team.view"},
+    "policies:policy-detail": {"GET": "team.view"},
+    "policies:policy-propose": {"GET": "promotions.set_policy", "POST": "promotions.set_policy"},
+    "policies:version-detail": {"GET": "team.view"},
+    "policies:version-confirm": {"POST": "promotions.set_policy"},
+    "policies:version-reject": {"POST": "promotions.set_policy"},
+    "policies:risk-assess": {"GET": "team.view", "POST": "policies.assess"},
+    "policies:check-list": {"GET": "promotions.set_policy", "POST": "promotions.set_policy"},
+    "policies:check-revoke": {"POST": "promotions.set_policy"},
+    "policies:group-list": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "policies:group-edit": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "policies:protection": {"GET": "team.view", "POST": "promotions.set_policy"},
+    "policies:alias-unprotect": {"POST": "promotions.set_policy"},
     "promotions:inbox": {"GET": "team.view"},
     "promotions:request-list": {"GET": "team.view"},
     "promotions:request-detail": {"GET": "team.view"},
@@ -167,10 +206,16 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:evidence-pack-list": {"GET": "audit.read", "POST": "audit.read"},
     "api:evidence-pack-detail": {"GET": "audit.read"},
     "api:evidence-pack-file": {"GET": "audit.read"},
+    "api:promotion-check-list": {"GET": "team.view", "POST": "policies.report_check"},
     "api:job-list": {"GET": "team.view"},
     "api:job-detail": {"GET": "team.view"},
     "api:audit-event-list": {"GET": "audit.read"},
     "api:audit-event-detail": {"GET": "audit.read"},
+    "api:audit-event-proof": {"GET": "audit.read"},
+    "api:audit-checkpoint-list": {"GET": "audit.read"},
+    "api:audit-checkpoint-detail": {"GET": "audit.read"},
+    "api:audit-checkpoint-consistency": {"GET": "audit.read"},
+    "api:audit-export-list": {"GET": "audit.read"},
     "api:member-list": {"GET": "accounts.administer"},
     "api:member-detail": {"GET": "accounts.administer", "PATCH": "accounts.administer"},
     "api:token-list": {"GET": "team.view", "POST": "team.view"},
@@ -185,6 +230,7 @@ PERSONAL = {
     "promotions:request-cancel",
     "api:promotion-cancel",
 }
+BY_NAME = {"policies:policy-detail", "policies:policy-propose"}  # every team has a policy of this name
 OWN_ONLY = {"accounts:token-revoke", "api:token-detail"}  # another member's token is 404, except to an admin
 
 
@@ -229,6 +275,11 @@ def world(cast: Cast) -> World:
     shadow = add_shadow(operator, endpoint=request.endpoint, model_version=builders.ready_version(cast))
     rule = add_guardrail(operator, endpoint=request.endpoint, name="bounded", requires="y[0] < 1e6", action="flag")
     version = request.model_version
+    officer = cast.actor("compliance_officer")
+    proposal = builders.proposed_policy(cast)
+    check_key, _ = create_check_key(officer, team=cast.team, name="scan", kind=CheckKeyKind.HMAC)
+    alias = protect_alias(officer, team=cast.team, name="gold")
+    group = save_review_group(cast.actor("admin"), team=cast.team, name="board", members=[])
     _, secret = invite_member(cast.actor("admin"), team=cast.team, email="new@example.com", roles=[Role.ANALYST])
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
@@ -278,13 +329,23 @@ def world(cast: Cast) -> World:
             "jobs.pk": version.job.pk,
             "token-revoke.pk": token.pk,
             "token-detail.pk": token.pk,
+            "session-end.pk": 0,
+            "factor-remove.pk": 0,
             "member-edit.pk": cast.analyst.pk,
             "member-detail.pk": cast.analyst.pk,
             "run-detail.pk": run.pk,
             "evaluation-detail.pk": run.pk,
             "load-test-detail.pk": load_test.pk,
+            "environment": proposal.policy.environment,
+            "tier": proposal.policy.tier,
+            "policies.number": proposal.number,
+            "check-revoke.pk": check_key.pk,
+            "group-edit.pk": group.pk,
+            "alias-unprotect.pk": alias.pk,
+            "risk-assess.name": version.model.name,
             "promotions.pk": open_request.pk,
             "promotion-detail.pk": open_request.pk,
+            "promotion_pk": open_request.pk,
             "promotion-cancel.pk": open_request.pk,
             "model-detail.name": version.model.name,
             "endpoint-detail.name": request.endpoint.name,
@@ -300,6 +361,10 @@ def world(cast: Cast) -> World:
             "guardrail-remove.pk": rule.pk,
             "guardrail-detail.rule": rule.name,
             "audit-event-detail.seq": event.seq if event else 0,
+            "audit-event-proof.seq": event.seq if event else 0,
+            "event-detail.seq": event.seq if event else 0,
+            "tree_size": 1,
+            "old_size": 1,
         },
     )
 
@@ -342,7 +407,7 @@ def _is_api(name: str) -> bool:
 def test_strangers(world: World) -> None:
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if permission == "public":
-            return {200, 400, 422}
+            return {200, 302, 400, 422}
         if "public" in ROUTES[name].values():
             return {405}
         return {401, 405} if _is_api(name) else {302}
@@ -381,14 +446,17 @@ def test_members(world: World, role: str, kind: str) -> None:
 
 def test_another_teams_objects_are_not_found(world: World) -> None:
     client = world.cast.browser("outsider")
+    session = client.session
+    session["confirmed_at"] = time.time()
+    session.save()
     named = {name for name, pattern in named_routes() if pattern.pattern.regex.groupindex or pattern.pattern.converters}
 
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if permission is None:
             return {405, 403}
-        if permission == "public" or name not in named:
+        if permission == "public" or name not in named - BY_NAME:
             return None
-        return {404}
+        return {404} if HOLDERS[permission] else {403}
 
     assert mismatches(world, client, expected) == ""
 
