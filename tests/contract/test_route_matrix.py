@@ -44,6 +44,7 @@ HOLDERS = {
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
     "policies.report_check": set(),
+    "promotions.set_policy": {"compliance_officer"},
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
     "signed-in": EVERYBODY,
