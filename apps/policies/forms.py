@@ -124,22 +124,19 @@ class TermsForm(forms.Form):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in (*FACT_GATES, *LIMIT_GATES):
-            label = f"{GATES[name].label}: mode"
+        for name in (*LIMIT_GATES, *FACT_GATES):
             self.fields[f"mode_{name}"] = forms.ChoiceField(
-                label=label, choices=_OFF_OR_MODE, required=False, widget=forms.Select({"aria-label": label})
+                label=GATES[name].label, choices=_OFF_OR_MODE, required=False
             )
         for name in LIMIT_GATES:
             self.fields[f"limit_{name}"] = forms.FloatField(
-                label=GATES[name].label,
-                required=False,
-                widget=forms.NumberInput({"aria-label": GATES[name].label, "step": "any"}),
+                label="Limit", required=False, widget=forms.NumberInput({"step": "any"})
             )
 
-    def gate_rows(self) -> list[tuple[str, forms.BoundField, forms.BoundField | None]]:
-        """Label, mode and, where there is one, limit of each gate that a policy has once."""
+    def gate_rows(self) -> list[tuple[forms.BoundField, forms.BoundField | None]]:
+        """Mode and, where there is one, limit of each gate that a policy has once."""
         return [
-            (GATES[name].label, self[f"mode_{name}"], self[f"limit_{name}"] if name in LIMIT_GATES else None)
+            (self[f"mode_{name}"], self[f"limit_{name}"] if name in LIMIT_GATES else None)
             for name in (*LIMIT_GATES, *FACT_GATES)
         ]
 
