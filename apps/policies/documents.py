@@ -397,7 +397,7 @@ def _list(entries: dict[str, Any], name: str, parse: Callable[[Any], T]) -> tupl
     return tuple(parse(one) for one in value)
 
 
-def _text(entries: dict[str, Any], name: str, *, most: int = 100) -> str:
+def _text(entries: dict[str, Any], name: str, *, most: int = 210) -> str:
     value = entries.get(name, "")
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
         raise DomainError(f"“{name}” has to be a text of at most {most} characters.", field=name)
