@@ -20,6 +20,7 @@ from apps.deployments.manifest import publish_manifest
 from apps.jobs.services import recover_jobs
 from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
+from apps.monitoring.sealing import seal_segments
 from apps.monitoring.services import prune_rollups
 from apps.promotions.services import apply_promotions, expire_promotions
 
@@ -34,6 +35,7 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
     (run_verifications, 5),
+    (seal_segments, 60),
     (recover_jobs, 5),
     (expire_promotions, 60),
     (prune_rollups, 600),
