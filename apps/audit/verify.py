@@ -464,7 +464,8 @@ class LogCheck:
         for first, last in self._gone:
             if not any(begin <= first and last <= end for begin, end in self._explained):
                 self._fail(first, "its body is gone, and no event says that retention took it")
-        if anchors.bad_seq is not None:
+        # An event that is found to be bad says more than an anchor that is.
+        if self.bad_seq is None and anchors.bad_seq is not None:
             self._fail(anchors.bad_seq, anchors.reason)
         if self.bad_seq is None and anchors.doubt:
             self._fail(*anchors.doubt)
