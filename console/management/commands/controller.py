@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
 from apps.audit.checkpoints import keep_checkpoints
+from apps.audit.forwarding import forward_checkpoints
 from apps.audit.verification import run_verifications
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
@@ -34,6 +35,7 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (apply_promotions, 0),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
+    (forward_checkpoints, 5),
     (run_verifications, 5),
     (seal_segments, 60),
     (recover_jobs, 5),
