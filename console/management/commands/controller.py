@@ -14,12 +14,14 @@ from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
 from apps.audit.checkpoints import keep_checkpoints
+from apps.audit.forwarding import forward_checkpoints
 from apps.audit.verification import run_verifications
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
 from apps.jobs.services import recover_jobs
 from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
+from apps.monitoring.sealing import seal_segments
 from apps.monitoring.services import prune_rollups
 from apps.promotions.services import apply_promotions, expire_promotions
 
@@ -33,7 +35,9 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (apply_promotions, 0),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
+    (forward_checkpoints, 5),
     (run_verifications, 5),
+    (seal_segments, 60),
     (recover_jobs, 5),
     (expire_promotions, 60),
     (prune_rollups, 600),
