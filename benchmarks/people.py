@@ -19,6 +19,7 @@ from apps.audit.actor import Actor
 from apps.deployments import services as deployments
 from apps.deployments.models import Deployment, Endpoint
 from apps.deployments.observed import observe
+from apps.promotions import reviews
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest
 from apps.registry import services as registry
@@ -89,14 +90,14 @@ class People:
             endpoint=endpoint,
             justification="Its turn has come.",
         )
-        promotions.review_promotion(
+        reviews.review_promotion(
             _actor(self._officer),
             request=request,
             decision=Decision.APPROVED,
             meaning=Meaning.APPROVAL,
             comment="Seen.",
             password=self._password,
-            evidence_digest=request.evidence_digest,
+            approval_digest=request.approval_digest,
         )
         started = PromotionRequest.objects.filter(pk=request.pk, deployment_id__isnull=False)
         wait_for(started.exists, PATIENCE_S, "applying an approved promotion", every_s=POLL_S)

@@ -16,8 +16,9 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation import services as evaluation
 from apps.evaluation.models import DatasetVersion, EvaluationRun, LoadTest
 from apps.jobs.runner import run_inline
+from apps.promotions import reviews, rollouts
 from apps.promotions import services as promotions
-from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
+from apps.promotions.models import MEANINGS, Decision, PromotionRequest, Review
 from apps.registry import services as registry
 from apps.registry.models import Artifact, ModelVersion, RegisteredModel
 
@@ -150,16 +151,16 @@ def sign(cast: Cast, request: PromotionRequest, decision: Decision = Decision.AP
     """The compliance officer's decision."""
     from tests.conftest import PASSWORD
 
-    meaning = Meaning.APPROVAL if decision == Decision.APPROVED else Meaning.REJECTION
+    meaning = MEANINGS[decision][0]
     values = {
         "decision": decision,
         "meaning": meaning,
         "comment": "Seen.",
         "password": PASSWORD,
-        "evidence_digest": request.evidence_digest,
+        "approval_digest": request.approval_digest,
     }
     actor = changes.pop("actor", cast.actor("compliance_officer"))
-    return promotions.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
+    return reviews.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
 
 
 def live_request(
@@ -168,7 +169,7 @@ def live_request(
     """An approved request that the controller has put into the manifest."""
     request = submitted_request(cast, version, to, initial_weight=initial_weight)
     sign(cast, request)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     return PromotionRequest.objects.with_names().get(pk=request.pk)
 
 

@@ -103,3 +103,19 @@ def newest_load_tests(evidence: dict[str, Any]) -> list[tuple[str, dict[str, Any
     """(Candidate or Champion, its newest load test), as frozen; evidence from before there were any has none."""
     sides = (("Candidate", evidence["candidate"]), ("Champion", evidence.get("champion") or {}))
     return [(name, side["load_tests"][0]) for name, side in sides if side.get("load_tests")]
+
+
+def dataset_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data that candidate and champion were evaluated on: ``label, row_count, sha256, candidate, champion``."""
+    found: dict[str, dict[str, Any]] = {}
+    for side in ("candidate", "champion"):
+        for run in (evidence.get(side) or {"evaluations": []})["evaluations"]:
+            dataset = run["dataset"]
+            label = f"{dataset['name']} v{dataset['number']}"
+            row = found.setdefault(
+                dataset["sha256"],
+                {"label": label, "row_count": dataset["row_count"], "sha256": dataset["sha256"]}
+                | {"candidate": False, "champion": False},
+            )
+            row[side] = True
+    return list(found.values())

@@ -22,7 +22,7 @@ from apps.accounts.models import Membership, User
 from apps.accounts.roles import Role, Scope
 from apps.audit.actor import Actor
 from apps.promotions.models import Decision, Meaning, PromotionRequest
-from apps.promotions.services import review_promotion
+from apps.promotions.reviews import review_promotion
 from console.demo_data import DemoModel, breast_cancer, diabetes
 from console.installation import write_private
 
@@ -152,7 +152,7 @@ class Command(BaseCommand):
             meaning=Meaning.APPROVAL,
             comment="Evaluated on held-out rows; nothing served here before.",
             password=officer.password,
-            evidence_digest=request.evidence_digest,
+            approval_digest=request.approval_digest,
         )
 
     def _write_traffic(self, analyst: Person, models: tuple[DemoModel, ...]) -> None:

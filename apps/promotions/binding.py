@@ -1,0 +1,57 @@
+"""What a signature stands for: the facts that an approval binds, their digest, and what of them has changed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from apps.audit.chain import canonical_json
+from apps.promotions.evidence import digest_of
+from apps.promotions.models import PromotionRequest
+from apps.registry.models import ModelVersionState
+
+_NAMES = {
+    "endpoint": "the endpoint",
+    "artifact_digest": "the artifact",
+    "signature_digest": "the inputs and outputs",
+    "evidence_digest": "the evidence",
+    "policy": "the policy",
+    "plan": "the rollout plan",
+}
+
+
+def current_binding(request: PromotionRequest) -> dict[str, Any]:
+    """The facts as they are stored now; the request's ``binding`` holds them as they were when it was submitted."""
+    version = request.model_version
+    return {
+        "format": "countersign/approval/v1",
+        "request": request.pk,
+        "round": request.round,
+        "endpoint": request.endpoint.name,
+        "artifact_digest": version.artifact.sha256,
+        "signature_digest": _digest(version.signature),
+        "evidence_digest": digest_of(request.evidence),
+        "plan": {"initial_weight": request.initial_weight},
+    }
+
+
+def digest_of_binding(binding: dict[str, Any]) -> str:
+    """Hex SHA-256 of the canonical JSON."""
+    return _digest(binding)
+
+
+def what_changed(request: PromotionRequest) -> str:
+    """Why nothing may rest on the request's signatures any more, as a sentence; empty while everything holds."""
+    if request.approval_digest != digest_of_binding(request.binding):
+        return "The record of what was submitted was altered."
+    current = current_binding(request)
+    changed = [_NAMES[key] for key in _NAMES if current.get(key) != request.binding.get(key)]
+    if changed:
+        return f"What was submitted is not what is stored any more: {', '.join(changed)} changed."
+    if request.model_version.state != ModelVersionState.READY:
+        return f"{request.model_version} is not ready any more."
+    return ""
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
