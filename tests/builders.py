@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 from onnx import TensorProto, helper, numpy_helper
 
 from apps.deployments import services as deployments
@@ -18,7 +20,7 @@ from apps.evaluation.models import DatasetVersion, EvaluationRun, LoadTest
 from apps.jobs.runner import run_inline
 from apps.promotions import reviews, rollouts
 from apps.promotions import services as promotions
-from apps.promotions.models import MEANINGS, Decision, PromotionRequest, Review
+from apps.promotions.models import MEANINGS, Decision, Finding, PromotionRequest, Review
 from apps.registry import services as registry
 from apps.registry.models import Artifact, ModelVersion, RegisteredModel
 
@@ -161,6 +163,19 @@ def sign(cast: Cast, request: PromotionRequest, decision: Decision = Decision.AP
     }
     actor = changes.pop("actor", cast.actor("compliance_officer"))
     return reviews.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
+
+
+def finding(cast: Cast, request: PromotionRequest, *, due_in_days: float = 7) -> Finding:
+    """A condition that the data scientist owns."""
+    now = timezone.now()
+    return Finding.objects.create(
+        request=request,
+        title="Evaluate it on the rows of March",
+        owner=cast.data_scientist.user,
+        due_at=now + timedelta(days=due_in_days),
+        opened_by="Cora Blom",
+        opened_at=now,
+    )
 
 
 def live_request(

@@ -94,14 +94,34 @@ def review_promotion(
         action = _count_approvals(request)
         record(actor, action, request, team=request.team, after=signed, reason=comment)
     elif decision == Decision.CHANGES_REQUESTED:
-        request.state, request.state_reason = RequestState.CHANGES_REQUESTED, comment[:500]
-        request.save(update_fields=["state", "state_reason"])
-        close_tasks(request)
+        _hand_back(request, comment)
         record(actor, "promotion.changes_requested", request, team=request.team, after=signed, reason=comment)
     else:
         end_request(actor, request, RequestState.REJECTED, "promotion.rejected", reason=comment, after=signed)
     wake_controller()
     return review
+
+
+@transaction.atomic
+def ask_for_changes(actor: Actor, *, request: PromotionRequest, comment: str, approval_digest: str) -> None:
+    """Hand a request back to its requester without a signature, which a token of a reviewer may do, too."""
+    actor.require("promotions.comment")
+    request = locked(request)
+    if not request.is_submitted or request.is_break_glass:
+        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
+    hold_roles(actor, request)
+    if reason := rules.why_not_person(actor.person_id, request):
+        raise NotAllowed(reason)
+    if approval_digest != request.approval_digest:
+        raise Conflict("The request is not what you saw: it was changed meanwhile. Read it again, then decide.")
+    _hand_back(request, comment)
+    record(actor, "promotion.changes_requested", request, team=request.team, reason=comment)
+
+
+def _hand_back(request: PromotionRequest, comment: str) -> None:
+    request.state, request.state_reason = RequestState.CHANGES_REQUESTED, comment[:500]
+    request.save(update_fields=["state", "state_reason"])
+    close_tasks(request)
 
 
 @transaction.atomic

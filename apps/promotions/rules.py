@@ -72,10 +72,13 @@ def why_not(actor: Actor, request: PromotionRequest) -> str:
     """Why this person cannot decide on the request, whatever its state; empty if they can."""
     if actor.token_id is not None:
         return "A token never approves: sign in to the console."
-    if reason := excluded(request).get(actor.person_id):
+    return why_not_person(actor.person_id, request)
+
+
+def why_not_person(user_id: int, request: PromotionRequest) -> str:
+    """Why the person themselves cannot decide; empty if they can."""
+    if reason := excluded(request).get(user_id):
         return f"You {reason}, so somebody else must decide."
     known = eligibility(request)
-    if actor.person_id in known.ids:
-        return ""
     reasons = {person.id: reason for person, reason in known.may_not}
-    return reasons.get(actor.person_id, "You are not a member of this team any more.")
+    return "" if user_id in known.ids else reasons.get(user_id, "You are not a member of this team any more.")

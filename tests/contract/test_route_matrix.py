@@ -20,6 +20,7 @@ from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
+from apps.promotions.comments import add_comment
 from tests import builders
 from tests.conftest import Cast
 
@@ -30,7 +31,7 @@ HOLDERS = {
     "registry.upload": {"data_scientist"},
     "evaluation.run": {"analyst", "data_scientist", "operator"},
     "promotions.request": {"data_scientist", "operator"},
-    "promotions.review": {"compliance_officer"},
+    "promotions.comment": EVERYBODY - {"admin"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
@@ -77,6 +78,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "evaluation:version-load-tests": {"GET": "team.view"},
     "evaluation:load-test-start": {"POST": "evaluation.run"},
     "evaluation:load-test-detail": {"GET": "team.view"},
+    "deployments:refusals-acknowledge": {"POST": "deployments.operate"},
     "deployments:endpoint-list": {"GET": "team.view"},
     "deployments:endpoint-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
     "deployments:endpoint-detail": {"GET": "team.view"},
@@ -104,7 +106,18 @@ ROUTES: dict[str, dict[str, str]] = {
     "promotions:request-list": {"GET": "team.view"},
     "promotions:request-detail": {"GET": "team.view"},
     "promotions:request-rollout": {"GET": "team.view"},
-    "promotions:request-review": {"POST": "promotions.review"},
+    "promotions:request-edit": {"GET": "promotions.request", "POST": "promotions.request"},
+    "promotions:request-submit": {"POST": "promotions.request"},
+    "promotions:request-review": {"POST": "team.view"},
+    "promotions:request-revoke": {"POST": "team.view"},
+    "promotions:emergency-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
+    "promotions:emergency-confirm": {"POST": "team.view"},
+    "promotions:emergency-review": {"POST": "team.view"},
+    "promotions:comment-add": {"POST": "promotions.comment"},
+    "promotions:comment-edit": {"POST": "promotions.comment"},
+    "promotions:finding-resolve": {"POST": "team.view"},
+    "promotions:finding-judge": {"POST": "team.view"},
+    "promotions:notices": {"GET": "team.view"},
     "promotions:request-cancel": {"POST": "promotions.request"},
     "promotions:request-create": {"GET": "promotions.request", "POST": "promotions.request"},
     "api:schema": {"GET": "public"},
@@ -140,6 +153,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:promotion-list": {"GET": "team.view", "POST": "promotions.request"},
     "api:promotion-detail": {"GET": "team.view"},
     "api:promotion-cancel": {"POST": "promotions.request"},
+    "api:promotion-submit": {"POST": "promotions.request"},
+    "api:promotion-revise": {"POST": "promotions.request"},
+    "api:promotion-request-changes": {"POST": "promotions.comment"},
+    "api:promotion-comments": {"GET": "team.view", "POST": "promotions.comment"},
+    "api:promotion-comment": {"PATCH": "promotions.comment"},
     "api:job-list": {"GET": "team.view"},
     "api:job-detail": {"GET": "team.view"},
     "api:audit-event-list": {"GET": "audit.read"},
@@ -156,7 +174,20 @@ PERSONAL = {
     "jobs:job-retry",
     "accounts:token-revoke",
     "promotions:request-cancel",
+    "promotions:request-submit",
+    "promotions:request-edit",
+    "promotions:request-review",
+    "promotions:request-revoke",
+    "promotions:emergency-confirm",
+    "promotions:emergency-review",
+    "promotions:comment-edit",
+    "promotions:finding-resolve",
+    "promotions:finding-judge",
     "api:promotion-cancel",
+    "api:promotion-submit",
+    "api:promotion-revise",
+    "api:promotion-request-changes",
+    "api:promotion-comment",
 }
 OWN_ONLY = {"accounts:token-revoke", "api:token-detail"}  # another member's token is 404, except to an admin
 
@@ -198,6 +229,8 @@ def world(cast: Cast) -> World:
     load_test = builders.started_load_test(cast, run.model_version)
     request = builders.live_request(cast)
     open_request = builders.submitted_request(cast)
+    comment = add_comment(cast.actor("analyst"), request=open_request, body="Which rows?")
+    finding = builders.finding(cast, open_request)
     operator = cast.actor("operator")
     shadow = add_shadow(operator, endpoint=request.endpoint, model_version=builders.ready_version(cast))
     rule = add_guardrail(operator, endpoint=request.endpoint, name="bounded", requires="y[0] < 1e6", action="flag")
@@ -244,6 +277,15 @@ def world(cast: Cast) -> World:
             "load-test-detail.pk": load_test.pk,
             "promotions.pk": open_request.pk,
             "promotion-detail.pk": open_request.pk,
+            "notices.name": request.endpoint.name,
+            "emergency-create.name": version.model.name,
+            "finding_id": finding.pk,
+            "comment_id": comment.pk,
+            "promotion-submit.pk": open_request.pk,
+            "promotion-revise.pk": open_request.pk,
+            "promotion-request-changes.pk": open_request.pk,
+            "promotion-comments.pk": open_request.pk,
+            "promotion-comment.pk": open_request.pk,
             "promotion-cancel.pk": open_request.pk,
             "model-detail.name": version.model.name,
             "endpoint-detail.name": request.endpoint.name,
