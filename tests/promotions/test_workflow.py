@@ -13,7 +13,7 @@ from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Deployment
 from apps.deployments.services import current_champion, roll_back, rollback_target
-from apps.promotions import break_glass, comments, findings, reviews, rollouts, services
+from apps.promotions import break_glass, comments, reviews, rollouts, services
 from apps.promotions.models import (
     Decision,
     Finding,
@@ -290,7 +290,11 @@ def test_breaking_the_glass_takes_two_people_and_a_reason(cast: Cast) -> None:
     request = _emergency(cast)
     rollouts.apply_promotions()
     assert not Deployment.objects.exists(), "one person alone puts nothing into service"
-    for who, why in (("operator", "You requested"), ("data_scientist", "You uploaded"), ("analyst", "Only an operator")):
+    for who, why in (
+        ("operator", "You requested"),
+        ("data_scientist", "You uploaded"),
+        ("analyst", "Only an operator"),
+    ):
         with pytest.raises(NotAllowed, match=why):
             _confirm(cast, who, request)
     with pytest.raises(NotAllowed, match="second person"):
@@ -305,9 +309,7 @@ def test_breaking_the_glass_takes_two_people_and_a_reason(cast: Cast) -> None:
 
 def test_an_emergency_change_is_reviewed_afterwards_or_taken_back(cast: Cast) -> None:
     request = _emergency(cast)
-    change_member(
-        cast.actor("admin"), membership=cast.analyst, roles=["analyst", "compliance_officer"], is_active=True
-    )
+    change_member(cast.actor("admin"), membership=cast.analyst, roles=["analyst", "compliance_officer"], is_active=True)
     _confirm(cast, "compliance_officer", request)
     rollouts.apply_promotions()
     form = {

@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('accounts', '0001_initial'),
-        ('deployments', '0005_workflow'),
+        ('deployments', '0006_workflow'),
         ('promotions', '0002_initial_weight'),
         ('registry', '0002_immutable_versions'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0004_shares_sum_to_100'),
+        ('deployments', '0005_policies_environment_and_protection'),
         ('registry', '0002_immutable_versions'),
     ]
 
