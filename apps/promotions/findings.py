@@ -57,7 +57,7 @@ def _locked(actor: Actor, finding: Finding) -> Finding:
     """The finding under its request's lock, which the controller takes, too, before it revokes."""
     request = locked(finding.request)
     hold_roles(actor, request)
-    row = Finding.objects.select_related("owner").get(pk=finding.pk)
+    row: Finding = Finding.objects.select_related("owner").get(pk=finding.pk)
     row.request = request
     if not request.is_approved:
         raise Conflict(f"The request is {request.get_state_display().lower()}, so its conditions are void.")

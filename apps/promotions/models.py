@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
@@ -82,6 +82,10 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
     def emergencies(self) -> Self:
         """Break-glass changes in force that nobody has reviewed after the fact."""
         return self.approved().filter(is_break_glass=True, reviewed_at=None)
+
+    def unreviewed_in_time(self) -> Self:
+        """Those of them whose deadline has passed."""
+        return self.emergencies().filter(review_due_at__lt=timezone.now())
 
     def for_list(self) -> Self:
         """With names, without the documents, which may be large."""
@@ -411,8 +415,3 @@ class Finding(models.Model):
     def is_overdue(self) -> bool:
         """True if it is past its date and its owner has not said that it is done."""
         return self.state == FindingState.OPEN and self.due_at < timezone.now()
-
-
-def as_choices(values: tuple[Any, ...]) -> list[tuple[str, str]]:
-    """Members of a ``TextChoices`` as a form field takes them."""
-    return [(value.value, value.label) for value in values]

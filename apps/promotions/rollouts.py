@@ -140,9 +140,8 @@ def enforce_approvals() -> int:
     Those are: a condition past its date, a break-glass change that nobody reviewed in time, and anything a signature
     binds that is stored differently by now. Each triggers the fallback.
     """
-    now = timezone.now()
     late = Finding.objects.overdue().order_by("due_at").values_list("request_id", flat=True)[:_AT_ONCE]
-    unreviewed = PromotionRequest.objects.emergencies().filter(review_due_at__lt=now)
+    unreviewed = PromotionRequest.objects.unreviewed_in_time()
     keys = [*late, *unreviewed.values_list("pk", flat=True)[:_AT_ONCE], *_altered()]
     return sum(_enforce(pk) for pk in dict.fromkeys(keys))
 
@@ -169,7 +168,7 @@ def _why_revoke(request: PromotionRequest) -> str:
     finding = Finding.objects.overdue().filter(request=request).select_related("owner").first()
     if finding is not None:
         return f"The condition “{finding.title}” of {finding.owner.name} was due {finding.due_at:%Y-%m-%d} and is open."
-    if request.is_break_glass and request.reviewed_at is None and request.review_due_at < timezone.now():
+    if PromotionRequest.objects.unreviewed_in_time().filter(pk=request.pk).exists():
         return "Nobody reviewed this emergency change in time."
     return what_changed(request) if request.rollout != RolloutState.QUEUED else ""
 
