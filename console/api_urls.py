@@ -12,6 +12,7 @@ from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, Evaluatio
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
 from apps.promotions.api import PromotionRequestViewSet
+from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
 
 
@@ -37,6 +38,7 @@ router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )
 router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
 router.register("members", MembershipViewSet, "member")

@@ -185,3 +185,99 @@ class PolicyVersion(models.Model):
     def is_built_in(self) -> bool:
         """Whether nobody decided it: it is what holds until somebody does."""
         return self.proposed_by_id is None
+
+
+class ReviewGroup(models.Model):
+    """People of a team whom a policy may ask for approvals, by a name of the team's own. Admins say who is in it."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="review_groups")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    members = models.ManyToManyField("accounts.Membership", related_name="review_groups")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=("team", "name"), name="review_group_once"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class CheckKeyKind(models.TextChoices):
+    """How an external system signs."""
+
+    HMAC = "HMAC", "HMAC-SHA256 with a shared secret"
+    ED25519 = "ED25519", "Ed25519 with the system’s own key"
+
+
+class CheckKey(models.Model):
+    """The key by which one external check signs its results. The key's name is the check's name.
+
+    A shared secret is not stored: it is derived from the installation's secret and ``salt``.
+    """
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="check_keys")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    kind = models.CharField(max_length=8, choices=CheckKeyKind.choices)
+    salt = models.CharField(max_length=64, blank=True)
+    public_key = models.CharField(max_length=64, blank=True)  # base64 of the raw 32 bytes
+    created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name", "-id")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("team", "name"), condition=models.Q(revoked_at=None), name="check_key_name_once"
+            ),
+            models.CheckConstraint(
+                condition=(models.Q(kind="HMAC", public_key="") & ~models.Q(salt=""))
+                | (models.Q(kind="ED25519", salt="") & ~models.Q(public_key="")),
+                name="check_key_fits_kind",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class CheckResultQuerySet(TeamScopedQuerySet):
+    """Reads of check results."""
+
+    def standing(self) -> Self:
+        """Those whose key was not revoked, newest first."""
+        return self.filter(key__revoked_at=None).select_related("key").order_by("-id")
+
+
+class CheckResult(models.Model):
+    """What an external check said of a request's evidence. Never changed; a later result outweighs it.
+
+    ``request_id`` is a plain number: promotions are a room above this one. ``signed_digest`` is the SHA-256 of what
+    was signed, so that the same message counts once.
+    """
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="check_results")
+    key = models.ForeignKey(CheckKey, on_delete=models.PROTECT, related_name="results")
+    request_id = models.BigIntegerField()
+    evidence_digest = models.CharField(max_length=64)
+    is_success = models.BooleanField()
+    sentence = models.CharField(max_length=300)
+    url = models.URLField(max_length=500, blank=True)
+    signed_at = models.DateTimeField()
+    signed_digest = models.CharField(max_length=64)
+    received_at = models.DateTimeField(auto_now_add=True)
+
+    objects = CheckResultQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (models.UniqueConstraint(fields=("key", "signed_digest"), name="check_result_once"),)
+        indexes = (models.Index(fields=("team", "request_id", "-id"), name="check_result_by_request"),)
+
+    def __str__(self) -> str:
+        return f"{self.key.name} on request {self.request_id}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Final
 
 from django.db import IntegrityError, transaction
@@ -16,13 +17,14 @@ from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.policies.approvals import Person
 from apps.policies.documents import PolicyDocument, Tier, default_document
-from apps.policies.models import Policy, PolicyVersion, PolicyVersionState, RiskAssessment
+from apps.policies.models import Policy, PolicyVersion, PolicyVersionState, ReviewGroup, RiskAssessment
 from apps.policies.risk import RULES_VERSION, compute_tier, parse_answers
 from apps.registry.models import RegisteredModel
 
 UNASSESSED_TIER: Final = Tier.LIMITED
 """The tier of a model that nobody has assessed yet."""
 MAX_ENVIRONMENTS: Final = 20
+MAX_GROUPS: Final = 50
 
 
 def tier_of(model: RegisteredModel) -> Tier:
@@ -111,12 +113,13 @@ def policy_in_force(team: Any, environment: str, tier: Tier) -> PolicyVersion:
 
 def people(team: Any) -> list[Person]:
     """The team's members as approvals see them, with what they have now."""
-    memberships = Membership.objects.for_team(team).select_related("user")
+    memberships = Membership.objects.for_team(team).select_related("user").prefetch_related("review_groups")
     return [
         Person(
             id=membership.user_id,
             name=membership.user.name,
             roles=frozenset(membership.roles),
+            groups=frozenset(group.name for group in membership.review_groups.all()),
             is_active=membership.is_active and membership.user.is_active,
         )
         for membership in memberships
@@ -230,3 +233,31 @@ def _require_room(team: Any, environment: str) -> None:
 
 def _digest_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+@transaction.atomic
+def save_review_group(
+    actor: Actor, *, team: Any, name: str, members: Iterable[Membership], group: ReviewGroup | None = None
+) -> ReviewGroup:
+    """Make a review group, or say who is in it from now on. Its name stays, because policies name it."""
+    actor.require("accounts.administer")
+    chosen = sorted(members, key=lambda member: member.pk)
+    if any(member.team_id != team.pk for member in chosen):
+        raise DomainError("Only members of your team can be in its groups.", field="members")
+    if group is None:
+        group = _new_group(team, name)
+    locked: ReviewGroup = ReviewGroup.objects.select_for_update().get(pk=group.pk)
+    before = sorted(member.user.name for member in locked.members.select_related("user"))
+    locked.members.set(chosen)
+    after = {"members": sorted(member.user.name for member in chosen)}
+    record(actor, "review_group.changed", locked, team=team, before={"members": before}, after=after)
+    return locked
+
+
+def _new_group(team: Any, name: str) -> ReviewGroup:
+    if ReviewGroup.objects.for_team(team).count() >= MAX_GROUPS:
+        raise Conflict(f"A team has at most {MAX_GROUPS} review groups.")
+    group, is_new = ReviewGroup.objects.get_or_create(team=team, name=name)
+    if not is_new:
+        raise Conflict(f"There is a group “{name}” already: change that one.", field="name")
+    return group

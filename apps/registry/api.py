@@ -53,7 +53,7 @@ class RegisteredModelViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, T
 
 
 class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
-    """A version. ``file`` and ``notes`` are what an upload sends."""
+    """A version. ``file``, ``notes``, ``trained_by`` and ``training_data`` are what an upload sends."""
 
     model = serializers.CharField(source="model.name", read_only=True)
     sha256 = serializers.CharField(source="artifact.sha256", read_only=True)
@@ -61,6 +61,8 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
     uploaded_by = serializers.CharField(source="uploaded_by.name", read_only=True)
     aliases: serializers.SlugRelatedField[Alias] = serializers.SlugRelatedField("name", many=True, read_only=True)
     file = serializers.FileField(write_only=True)
+    trained_by = serializers.EmailField(write_only=True, required=False, allow_blank=True, max_length=254)
+    training_data = serializers.CharField(write_only=True, required=False, allow_blank=True, max_length=20_000)
 
     class Meta:
         model = ModelVersion
@@ -80,6 +82,8 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "aliases",
             "file_name",
             "notes",
+            "trained_by",
+            "training_data",
             "uploaded_by",
             "uploaded_at",
             "job",
@@ -99,6 +103,14 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "uploaded_at",
             "job",
         )
+
+    def to_representation(self, instance: ModelVersion) -> dict[str, Any]:
+        """With the trainer's name and the list of files, which are sent as an email and as lines."""
+        trainer = instance.trained_by.name if instance.trained_by else None
+        return super().to_representation(instance) | {
+            "trained_by": trainer,
+            "training_data": instance.training_data,
+        }
 
 
 class AliasSerializer(serializers.ModelSerializer[Alias]):

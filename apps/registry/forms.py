@@ -36,6 +36,17 @@ class VersionForm(forms.Form):
         widget=forms.Textarea({"rows": 3}),
         help_text="What changed since the version before.",
     )
+    trained_by = forms.EmailField(
+        max_length=254,
+        required=False,
+        help_text="Email of the team’s member who trained it, if it was not you: trainers do not approve.",
+    )
+    training_data = forms.CharField(
+        max_length=20_000,
+        required=False,
+        widget=forms.Textarea({"rows": 3, "class": "mono"}),
+        help_text="One line for each file: its SHA-256 and its name, as sha256sum writes them.",
+    )
 
 
 class AliasForm(forms.Form):

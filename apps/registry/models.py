@@ -87,7 +87,7 @@ class ModelVersionQuerySet(TeamScopedQuerySet):
 
     def with_facts(self) -> Self:
         """Everything that a page shows of a version, in one query."""
-        return self.select_related("model", "artifact", "uploaded_by", "job")
+        return self.select_related("model", "artifact", "uploaded_by", "trained_by", "job")
 
 
 class ModelVersion(models.Model):
@@ -106,6 +106,9 @@ class ModelVersion(models.Model):
     rejected_reason = models.TextField(blank=True)
     file_name = models.CharField(max_length=200)
     notes = models.TextField(max_length=4_000, blank=True)
+    # None: whoever uploaded it. Neither of the two approves it.
+    trained_by = models.ForeignKey("accounts.User", null=True, on_delete=models.PROTECT, related_name="+")
+    training_data = models.JSONField(default=list)  # [{"name", "sha256"}, ...]
     uploaded_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     uploaded_at = models.DateTimeField(auto_now_add=True)
     job = models.ForeignKey("jobs.Job", null=True, on_delete=models.SET_NULL, related_name="+")
@@ -152,3 +155,25 @@ class Alias(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model.name}@{self.name}"
+
+
+class AliasProtection(models.Model):
+    """An alias, of any model of the team, that moves only by an approved request.
+
+    One compliance officer protects; to lift the protection takes two, the one of ``lifting_proposed_by`` and another.
+    """
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="alias_protections")
+    name = models.CharField(max_length=63, validators=[slug_validator])
+    protected_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    protected_at = models.DateTimeField(auto_now_add=True)
+    lifting_proposed_by = models.ForeignKey("accounts.User", null=True, on_delete=models.PROTECT, related_name="+")
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(fields=("team", "name"), name="alias_protected_once"),)
+
+    def __str__(self) -> str:
+        return f"@{self.name}"

@@ -18,6 +18,8 @@ from apps.policies import services
 from apps.policies.documents import ApprovalRule, PolicyDocument, Tier
 from apps.policies.models import PolicyVersion
 from apps.policies.risk import QUESTIONS
+from apps.registry import services as registry
+from apps.registry.models import ModelVersion
 from tests import builders
 from tests.conftest import PASSWORD, Cast
 
@@ -193,3 +195,57 @@ def test_people_have_the_roles_that_they_have_now(cast: Cast) -> None:
     assert found[cast.compliance_officer.user_id].roles == {"compliance_officer"}
     assert not found[cast.analyst.user_id].is_active
     assert cast.outsider.user_id not in found
+
+
+def test_an_upload_says_who_trained_it_and_on_what(cast: Cast) -> None:
+    digest = "AB" * 32
+    version = registry.upload_model_version(
+        cast.actor("data_scientist"),
+        model=builders.model(cast),
+        file=builders.upload(builders.linear_onnx(91)),
+        trained_by="ANA@example.com",
+        training_data=f"{digest}  loans 2025.csv\n\n",
+    )
+    assert version.trained_by == cast.analyst.user
+    assert version.training_data == [{"name": "loans 2025.csv", "sha256": digest.lower()}]
+    with pytest.raises(IntegrityError, match="immutable"), transaction.atomic():
+        ModelVersion.objects.filter(pk=version.pk).update(trained_by=None)
+
+
+@pytest.mark.parametrize(
+    "values", [{"trained_by": "otto@example.com"}, {"training_data": "abc loans"}, {"training_data": "a" * 64}]
+)
+def test_a_stranger_or_a_digest_that_is_none_is_refused(cast: Cast, values: dict[str, str]) -> None:
+    file = builders.upload(builders.linear_onnx(92))
+    with pytest.raises(DomainError):
+        registry.upload_model_version(cast.actor("data_scientist"), model=builders.model(cast), file=file, **values)
+
+
+def test_a_protected_alias_moves_by_an_approved_request_only(cast: Cast) -> None:
+    model, scientist = builders.model(cast), cast.actor("data_scientist")
+    old, new = builders.recorded_version(cast, model), builders.recorded_version(cast, model)
+    registry.set_alias(scientist, model_version=old, name="champion")
+    registry.protect_alias(cast.actor("compliance_officer"), team=cast.team, name="champion")
+    with pytest.raises(Conflict, match="Choose “Request promotion”"):
+        registry.set_alias(scientist, model_version=new, name="champion")
+    with pytest.raises(Conflict, match="which is protected"):
+        registry.archive_version(scientist, model_version=old)
+    registry.set_alias(scientist, model_version=new, name="challenger")
+    registry.set_alias(Actor.system("controller"), model_version=new, name="champion", approved_request_id=7)
+    assert new.aliases.filter(name="champion").exists()
+
+
+def test_it_takes_two_to_lift_a_protection(cast: Cast) -> None:
+    officer, second = cast.actor("compliance_officer"), second_officer(cast)
+    for role in ("admin", "operator", "data_scientist", "analyst"):
+        with pytest.raises(NotAllowed):
+            registry.protect_alias(cast.actor(role), team=cast.team, name="champion")
+    protection = registry.protect_alias(officer, team=cast.team, name="champion")
+    assert registry.unprotect_alias(officer, protection=protection) is False
+    with pytest.raises(NotAllowed, match="another compliance officer"):
+        registry.unprotect_alias(officer, protection=protection)
+    registry.protect_alias(officer, team=cast.team, name="champion")  # withdraws the proposal
+    assert registry.unprotect_alias(second, protection=protection) is False
+    assert registry.unprotect_alias(officer, protection=protection) is True
+    with pytest.raises(Conflict):
+        registry.unprotect_alias(officer, protection=protection)
