@@ -16,6 +16,7 @@ _NAMES = {
     "signature_digest": "the inputs and outputs",
     "evidence_digest": "the evidence",
     "policy": "the policy",
+    "is_protected": "the endpoint’s protection",
     "plan": "the rollout plan",
 }
 
@@ -31,6 +32,8 @@ def current_binding(request: PromotionRequest) -> dict[str, Any]:
         "artifact_digest": version.artifact.sha256,
         "signature_digest": _digest(version.signature),
         "evidence_digest": digest_of(request.evidence),
+        "policy": _policy(request),
+        "is_protected": request.endpoint.is_protected,
         "plan": {"initial_weight": request.initial_weight},
     }
 
@@ -51,6 +54,12 @@ def what_changed(request: PromotionRequest) -> str:
     if request.model_version.state != ModelVersionState.READY:
         return f"{request.model_version} is not ready any more."
     return ""
+
+
+def _policy(request: PromotionRequest) -> dict[str, Any] | None:
+    """The version of the policy, and the digest of what it says: a version never changes, and this would show it."""
+    version = request.policy_version
+    return None if version is None else {"version": version.pk, "digest": _digest(version.body)}
 
 
 def _digest(document: Any) -> str:

@@ -16,7 +16,6 @@ from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Endpoint
 from apps.promotions import rules
 from apps.promotions.models import (
-    APPROVAL_LIFETIME,
     Decision,
     Finding,
     FindingState,
@@ -97,7 +96,7 @@ def confirm_break_glass(
     )
     now = timezone.now()
     request.state, request.rollout, request.decided_at = RequestState.APPROVED, RolloutState.QUEUED, now
-    request.expires_at, request.review_due_at = now + APPROVAL_LIFETIME, now + REVIEW_WITHIN
+    request.expires_at, request.review_due_at = now + REVIEW_WITHIN, now + REVIEW_WITHIN
     request.save(update_fields=["state", "rollout", "decided_at", "expires_at", "review_due_at"])
     close_tasks(request)
     Finding.objects.create(

@@ -10,6 +10,7 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.charts import is_score
 from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
 from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
+from apps.policies.services import risk_evidence
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
@@ -23,6 +24,8 @@ def collect_evidence(
     return {
         "format": "countersign/evidence/v1",
         "endpoint": endpoint.name,
+        "environment": endpoint.environment,
+        "risk": risk_evidence(model_version.model),
         "initial_weight": initial_weight,
         "candidate": version_evidence(model_version),
         "champion": version_evidence(champion.model_version) if champion else None,
@@ -44,6 +47,8 @@ def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
         "producer": model_version.producer,
         "warmup_ms": model_version.warmup_ms,
         "uploaded_by": model_version.uploaded_by.name,
+        "trained_by": model_version.trained_by.name if model_version.trained_by else None,
+        "training_data": model_version.training_data,
         "uploaded_at": model_version.uploaded_at.isoformat(),
         "evaluations": [evaluation_evidence(run) for run in runs],
         "load_tests": [load_test_evidence(test) for test in tests.order_by("-id")[:_MAX_LOAD_TESTS]],

@@ -12,7 +12,7 @@ from django.utils import timezone
 from apps.deployments.models import Endpoint
 from apps.promotions.models import MEANINGS, Decision, Meaning, Severity
 from apps.promotions.reviews import Condition
-from apps.promotions.rules import Person
+from apps.policies.approvals import Person
 
 _CONDITION_ROWS: Final = 3
 _DECISIONS: Final = (

@@ -13,8 +13,7 @@ from apps.core.querysets import TeamScopedQuerySet
 from apps.deployments.models import Deployment
 from apps.registry.models import ModelVersion
 
-REQUEST_LIFETIME: Final = timedelta(days=30)
-APPROVAL_LIFETIME: Final = timedelta(days=14)
+DRAFT_LIFETIME: Final = timedelta(days=30)
 
 
 class RequestState(models.TextChoices):
@@ -79,6 +78,10 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
         is_later = models.Case(models.When(waiting, then=0), default=1)
         return self.filter(waiting | followed | replaced).order_by(is_later, "pk")
 
+    def unprotected(self) -> Self:
+        """Submitted for endpoints where the gates alone decide."""
+        return self.submitted().filter(endpoint__is_protected=False, is_break_glass=False)
+
     def emergencies(self) -> Self:
         """Break-glass changes in force that nobody has reviewed after the fact."""
         return self.approved().filter(is_break_glass=True, reviewed_at=None)
@@ -99,6 +102,7 @@ class PromotionRequestQuerySet(TeamScopedQuerySet):
             "model_version__artifact",
             "model_version__uploaded_by",
             "requested_by",
+            "policy_version__policy",
         )
 
 
@@ -124,6 +128,9 @@ class PromotionRequest(models.Model):
     artifact_digest = models.CharField(max_length=64, blank=True)
     evidence = models.JSONField(default=dict)
     evidence_digest = models.CharField(max_length=64, blank=True)
+    policy_version = models.ForeignKey(
+        "policies.PolicyVersion", null=True, on_delete=models.PROTECT, related_name="promotion_requests"
+    )
     binding = models.JSONField(default=dict)
     approval_digest = models.CharField(max_length=64, blank=True)
     is_break_glass = models.BooleanField(default=False)

@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from apps.deployments.models import Deployment
 from apps.deployments.observed import observe
 from apps.deployments.services import current_champion
+from apps.policies.gates import GateResult
 from apps.promotions import break_glass, charts, reviews, rules
 from apps.promotions.binding import what_changed
 from apps.promotions.evidence import collect_evidence, dataset_differences, metric_differences, newest_load_tests
@@ -77,6 +78,9 @@ def _decision(request: HttpRequest, promotion: PromotionRequest) -> dict[str, An
         "why_not_revoke": why_not_revoke,
         "may": known.may[:_MAX_PEOPLE],
         "may_not": known.may_not[:_MAX_PEOPLE],
+        "lacking": known.lacking if promotion.endpoint.is_protected else (),
+        "policy": promotion.policy_version or rules.policy_for(promotion),
+        "gates": _gates(promotion),
         "missing": rules.missing(promotion, promotion.reviews.approvals()) if promotion.is_submitted else (),
         "broken": what_changed(promotion) if promotion.is_submitted or promotion.is_approved else "",
         "findings": findings,
@@ -89,6 +93,14 @@ def _decision(request: HttpRequest, promotion: PromotionRequest) -> dict[str, An
         "may_revise": is_own and promotion.is_revisable,
         "may_submit": is_own and promotion.state == RequestState.DRAFT,
     }
+
+
+def _gates(promotion: PromotionRequest) -> list[GateResult]:
+    """The checklist: every gate of the policy, and the approvals as the last one; a draft has been judged by none."""
+    if not promotion.evidence:
+        return []
+    approvals = rules.approvals_gate(promotion, promotion.reviews.approvals())
+    return [*rules.gate_results(promotion), *([approvals] if promotion.endpoint.is_protected else [])]
 
 
 def _why_not_judge(user_id: int | None, finding: Any, known: rules.Eligibility) -> bool:

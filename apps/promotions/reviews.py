@@ -15,10 +15,10 @@ from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotAllowed
+from apps.policies.gates import preventing
 from apps.promotions import rules
 from apps.promotions.binding import what_changed
 from apps.promotions.models import (
-    APPROVAL_LIFETIME,
     APPROVALS,
     MEANINGS,
     Decision,
@@ -85,6 +85,8 @@ def review_promotion(
     if reason := why_not_review(actor, request):
         raise NotAllowed(reason)
     _require_sensible(request, decision, meaning, conditions)
+    if decision in APPROVALS:
+        _require_gates(request)
     factors = confirm(actor, password)
     require_unchanged(request, approval_digest)
     review = sign(actor, request, decision=decision, meaning=meaning, comment=comment, factors=factors)
@@ -216,6 +218,14 @@ def require_unchanged(request: PromotionRequest, seen_approval_digest: str) -> N
         raise Conflict(f"{reason} Nothing can be signed; the request goes back to review on evidence frozen anew.")
 
 
+def _require_gates(request: PromotionRequest) -> None:
+    """Raise ``DomainError`` while a required gate does not pass: nothing can be approved then."""
+    standing_in_the_way = preventing(rules.gate_results(request))
+    if standing_in_the_way:
+        told = " ".join(result.sentence for result in standing_in_the_way[:3])
+        raise DomainError(f"The policy does not let this be approved: {told}", field="decision")
+
+
 def _require_sensible(
     request: PromotionRequest, decision: Decision, meaning: Meaning, conditions: Sequence[Condition]
 ) -> None:
@@ -262,7 +272,7 @@ def _count_approvals(request: PromotionRequest) -> str:
     has_conditions = any(review.decision == Decision.APPROVED_WITH_CONDITIONS for review in approvals)
     request.state = RequestState.APPROVED_WITH_CONDITIONS if has_conditions else RequestState.APPROVED
     request.rollout, request.decided_at = RolloutState.QUEUED, timezone.now()
-    request.expires_at = request.decided_at + APPROVAL_LIFETIME
+    request.expires_at = request.decided_at + timedelta(days=rules.document_of(request).approval_lifetime_days)
     request.save(update_fields=["state", "rollout", "decided_at", "expires_at"])
     close_tasks(request)
     return "promotion.approved_with_conditions" if has_conditions else "promotion.approved"

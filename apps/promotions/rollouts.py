@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any, Final
 
 from django.db import models, transaction
@@ -14,6 +15,10 @@ from apps.core.errors import DomainError
 from apps.deployments.models import Deployment, DeploymentRole
 from apps.deployments.observed import observe
 from apps.deployments.services import deploy_version, withdraw_version
+from apps.policies.documents import Fallback
+from apps.policies.gates import preventing
+from apps.policies.timing import why_not_now
+from apps.promotions import rules
 from apps.promotions.binding import what_changed
 from apps.promotions.models import Finding, PromotionRequest, RequestState, RolloutState
 from apps.promotions.services import end_request, locked, return_to_review
@@ -22,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _CONTROLLER: Final = Actor.system("controller")
 _AT_ONCE: Final = 200  # looked at in one tick
+_LOOK_AGAIN: Final = timedelta(seconds=20)
 
 
 def apply_promotions() -> int:
@@ -47,7 +53,28 @@ def _apply(pk: int) -> None:
         _follow_rollout(request)
 
 
+def approve_unprotected() -> int:
+    """Approve what no person has to: on an unprotected endpoint the gates alone decide. Returns how many."""
+    keys = list(PromotionRequest.objects.unprotected().order_by("pk").values_list("pk", flat=True)[:_AT_ONCE])
+    return sum(_approve_by_policy(pk) for pk in keys)
+
+
+@transaction.atomic
+def _approve_by_policy(pk: int) -> int:
+    request = locked(PromotionRequest(pk=pk))
+    if not request.is_submitted or request.endpoint.is_protected or preventing(rules.gate_results(request)):
+        return 0
+    request.state, request.rollout, request.decided_at = RequestState.APPROVED, RolloutState.QUEUED, timezone.now()
+    request.save(update_fields=["state", "rollout", "decided_at"])
+    after = {"policy": str(request.policy_version), "approval_digest": request.approval_digest}
+    record(_CONTROLLER, "promotion.approved_by_policy", request, team=request.team, after=after)
+    return 1
+
+
 def _start_rollout(request: PromotionRequest) -> None:
+    if not request.is_break_glass and (reason := _why_wait(request)):
+        _wait(request, reason)
+        return
     if reason := what_changed(request) or _bad_signature(request):
         return_to_review(_CONTROLLER, request, reason)
         return
@@ -70,10 +97,21 @@ def _start_rollout(request: PromotionRequest) -> None:
         _supersede_older(request)
 
 
+def _why_wait(request: PromotionRequest) -> str:
+    """Why an approved version does not go into service now: the policy's wait timer or a freeze window."""
+    now = timezone.now()
+    return why_not_now(rules.document_of(request), approved_at=request.decided_at or now, now=now)
+
+
+def _wait(request: PromotionRequest, reason: str) -> None:
+    request.apply_after, request.rollout_message = timezone.now() + _LOOK_AGAIN, reason[:500]
+    request.save(update_fields=["apply_after", "rollout_message"])
+
+
 def _bad_signature(request: PromotionRequest) -> str:
     """Why the signatures do not carry the approval; empty if they do."""
     standing = list(request.reviews.standing())
-    if not standing:
+    if not standing and request.endpoint.is_protected:
         return "No signature stands behind this approval."
     if any(review.approval_digest != request.approval_digest for review in standing):
         return "A signature was given for something else."
@@ -175,7 +213,15 @@ def _why_revoke(request: PromotionRequest) -> str:
 
 def revoke(actor: Actor, request: PromotionRequest, reason: str, after: dict[str, Any] | None = None) -> None:
     """Take an approval back, and out of service what rests on it. The caller holds the row's lock."""
-    was_serving = request.deployment_id is not None
+    fallback = rules.document_of(request).fallback
+    serves = request.rollout in (RolloutState.APPLYING, RolloutState.LIVE, RolloutState.FAILED)
+    after = {"fallback": fallback, **(after or {})}
     end_request(actor, request, RequestState.REVOKED, "promotion.revoked", reason=reason, after=after)
-    if was_serving:
-        withdraw_version(actor, endpoint=request.endpoint, promotion_request_id=request.pk, reason=reason)
+    if request.deployment_id is not None and serves and fallback is not Fallback.WARN:
+        withdraw_version(
+            actor,
+            endpoint=request.endpoint,
+            promotion_request_id=request.pk,
+            reason=reason,
+            put_back=fallback is Fallback.ROLL_BACK,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
@@ -10,6 +11,7 @@ from django.utils import timezone
 
 from apps.audit.actor import Actor
 from apps.audit.services import record
+from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Endpoint
 from apps.deployments.services import current_champion
@@ -17,13 +19,13 @@ from apps.deployments.traffic import Split, check_canary, check_fit
 from apps.promotions.binding import current_binding, digest_of_binding
 from apps.promotions.evidence import collect_evidence, digest_of
 from apps.promotions.models import (
-    REQUEST_LIFETIME,
+    DRAFT_LIFETIME,
     PromotionRequest,
     RequestState,
     ReviewTask,
     RolloutState,
 )
-from apps.promotions.rules import eligibility
+from apps.promotions.rules import document_of, eligibility, policy_for
 from apps.registry.models import ModelVersion, ModelVersionState
 
 
@@ -150,7 +152,7 @@ def create_request(actor: Actor, *, initial_weight: int, **values: Any) -> Promo
         initial_weight=initial_weight,
         requested_by_id=actor.person_id,
         requested_at=now,
-        expires_at=now + REQUEST_LIFETIME,
+        expires_at=now + DRAFT_LIFETIME,
         **values,
     )
 
@@ -197,7 +199,7 @@ def close_tasks(request: PromotionRequest) -> None:
 
 def open_tasks(request: PromotionRequest) -> None:
     """A task for each person who may decide, and none for those who may not (any more)."""
-    open_tasks_for(request, eligibility(request).ids)
+    open_tasks_for(request, eligibility(request).ids if request.endpoint.is_protected else ())
 
 
 def open_tasks_for(request: PromotionRequest, user_ids: Collection[int]) -> None:
@@ -214,10 +216,12 @@ def open_tasks_for(request: PromotionRequest, user_ids: Collection[int]) -> None
 def _submit(actor: Actor, request: PromotionRequest, *, action: str, reason: str = "") -> PromotionRequest:
     freeze(request)
     open_tasks(request)
+    wake_controller()  # where the gates alone decide, they decide now
     after = {
         "artifact_digest": request.artifact_digest,
         "evidence_digest": request.evidence_digest,
         "approval_digest": request.approval_digest,
+        "policy": str(request.policy_version),
         "initial_weight": request.initial_weight,
         "round": request.round,
     }
@@ -232,7 +236,9 @@ def freeze(request: PromotionRequest) -> None:
     _require_requestable(request, endpoint)
     now = timezone.now()
     request.state, request.state_reason, request.rollout = RequestState.SUBMITTED, "", RolloutState.WAITING
-    request.requested_at, request.expires_at = now, now + REQUEST_LIFETIME
+    request.policy_version = policy_for(request)
+    lifetime = timedelta(days=document_of(request).request_lifetime_days)
+    request.requested_at, request.expires_at = now, now + lifetime
     request.decided_at = request.apply_after = None
     request.artifact_digest = request.model_version.artifact.sha256
     request.evidence = collect_evidence(

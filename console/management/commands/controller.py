@@ -21,7 +21,7 @@ from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
 from apps.monitoring.services import prune_rollups
 from apps.promotions.reviews import remind_reviewers
-from apps.promotions.rollouts import apply_promotions, enforce_approvals, expire_promotions
+from apps.promotions.rollouts import apply_promotions, approve_unprotected, enforce_approvals, expire_promotions
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _TICK_S: Final = 1.0
 # What to do, and how many seconds may pass between two times.
 DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (note_refused_manifests, 5),  # before anything publishes a newer manifest
+    (approve_unprotected, 0),
     (apply_promotions, 0),
     (enforce_approvals, 10),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
