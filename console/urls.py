@@ -23,6 +23,7 @@ urlpatterns = [
     path("", include("apps.evaluation.urls")),
     path("", include("apps.deployments.urls")),
     path("", include("apps.monitoring.urls")),
+    path("", include("apps.policies.urls")),
     path("", include("apps.promotions.urls")),
     path("api/v1/", include("console.api_urls")),
 ]

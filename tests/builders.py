@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import timedelta
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,6 +18,9 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation import services as evaluation
 from apps.evaluation.models import DatasetVersion, EvaluationRun, LoadTest
 from apps.jobs.runner import run_inline
+from apps.policies import services as policies
+from apps.policies.documents import ApprovalRule, PolicyDocument, Tier
+from apps.policies.models import PolicyVersion
 from apps.promotions import reviews, rollouts
 from apps.promotions import services as promotions
 from apps.promotions.models import MEANINGS, Decision, Finding, PromotionRequest, Review
@@ -175,6 +178,19 @@ def finding(cast: Cast, request: PromotionRequest, *, due_in_days: float = 7) ->
         due_at=now + timedelta(days=due_in_days),
         opened_by="Cora Blom",
         opened_at=now,
+    )
+
+
+def proposed_policy(cast: Cast, **demands: Any) -> PolicyVersion:
+    """A proposal of the compliance officer's for models of limited risk in production; two approvals unless told."""
+    document = PolicyDocument(**({"approvals": (ApprovalRule("role:compliance_officer", 2),)} | demands))
+    return policies.propose_policy(
+        cast.actor("compliance_officer"),
+        team=cast.team,
+        environment="production",
+        tier=Tier.LIMITED,
+        document=document,
+        reason="Stricter.",
     )
 
 

@@ -20,7 +20,11 @@ from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
+from apps.policies.checks import create_check_key
+from apps.policies.models import CheckKeyKind
+from apps.policies.services import save_review_group
 from apps.promotions.comments import add_comment
+from apps.registry.services import protect_alias
 from tests import builders
 from tests.conftest import Cast
 
@@ -103,6 +107,20 @@ ROUTES: dict[str, dict[str, str]] = {
     "monitoring:prediction-export": {"GET": "team.view"},
     "monitoring:prediction-detail": {"GET": "team.view"},
     "monitoring:rows-keep": {"POST": "registry.upload"},
+    "policies:policy-list": {"GET": "team.view"},
+    "policies:policy-open": {"GET": "team.view"},
+    "policies:policy-detail": {"GET": "team.view"},
+    "policies:policy-propose": {"GET": "promotions.set_policy", "POST": "promotions.set_policy"},
+    "policies:version-detail": {"GET": "team.view"},
+    "policies:version-confirm": {"POST": "promotions.set_policy"},
+    "policies:version-reject": {"POST": "promotions.set_policy"},
+    "policies:risk-assess": {"GET": "team.view", "POST": "policies.assess"},
+    "policies:check-list": {"GET": "promotions.set_policy", "POST": "promotions.set_policy"},
+    "policies:check-revoke": {"POST": "promotions.set_policy"},
+    "policies:group-list": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "policies:group-edit": {"GET": "accounts.administer", "POST": "accounts.administer"},
+    "policies:protection": {"GET": "team.view", "POST": "promotions.set_policy"},
+    "policies:alias-unprotect": {"POST": "promotions.set_policy"},
     "promotions:inbox": {"GET": "team.view"},
     "promotions:request-list": {"GET": "team.view"},
     "promotions:request-detail": {"GET": "team.view"},
@@ -191,6 +209,7 @@ PERSONAL = {
     "api:promotion-request-changes",
     "api:promotion-comment",
 }
+BY_NAME = {"policies:policy-detail", "policies:policy-propose"}  # every team has a policy of this name
 OWN_ONLY = {"accounts:token-revoke", "api:token-detail"}  # another member's token is 404, except to an admin
 
 
@@ -237,6 +256,11 @@ def world(cast: Cast) -> World:
     shadow = add_shadow(operator, endpoint=request.endpoint, model_version=builders.ready_version(cast))
     rule = add_guardrail(operator, endpoint=request.endpoint, name="bounded", requires="y[0] < 1e6", action="flag")
     version = request.model_version
+    officer = cast.actor("compliance_officer")
+    proposal = builders.proposed_policy(cast)
+    check_key, _ = create_check_key(officer, team=cast.team, name="scan", kind=CheckKeyKind.HMAC)
+    alias = protect_alias(officer, team=cast.team, name="gold")
+    group = save_review_group(cast.actor("admin"), team=cast.team, name="board", members=[])
     _, secret = invite_member(cast.actor("admin"), team=cast.team, email="new@example.com", roles=[Role.ANALYST])
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
@@ -277,6 +301,13 @@ def world(cast: Cast) -> World:
             "run-detail.pk": run.pk,
             "evaluation-detail.pk": run.pk,
             "load-test-detail.pk": load_test.pk,
+            "environment": proposal.policy.environment,
+            "tier": proposal.policy.tier,
+            "policies.number": proposal.number,
+            "check-revoke.pk": check_key.pk,
+            "group-edit.pk": group.pk,
+            "alias-unprotect.pk": alias.pk,
+            "risk-assess.name": version.model.name,
             "promotions.pk": open_request.pk,
             "promotion-detail.pk": open_request.pk,
             "notices.name": request.endpoint.name,
@@ -390,9 +421,9 @@ def test_another_teams_objects_are_not_found(world: World) -> None:
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if permission is None:
             return {405, 403}
-        if permission == "public" or name not in named:
+        if permission == "public" or name not in named - BY_NAME:
             return None
-        return {404}
+        return {404} if HOLDERS[permission] else {403}
 
     assert mismatches(world, client, expected) == ""
 
