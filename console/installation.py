@@ -90,6 +90,11 @@ class Installation:
         return self.var_dir / "cache"
 
     @property
+    def anchors(self) -> Path:
+        """The audit log's checkpoints, outside the database."""
+        return self.var_dir / "anchors"
+
+    @property
     def static_root(self) -> Path:
         """Collected and compressed static files."""
         return self.var_dir / "static"
@@ -147,6 +152,7 @@ class Installation:
                 self.logs,
                 self.uploads,
                 self.cache,
+                self.anchors,
             )
             for folder in folders:
                 folder.mkdir(mode=0o700, exist_ok=True)

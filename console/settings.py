@@ -64,6 +64,12 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django.contrib.humanize",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
     "django_htmx",
     "django_q",
     "csp",
@@ -98,6 +104,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
     "apps.core.middleware.DomainErrorMiddleware",
 ]
 
@@ -124,7 +131,11 @@ TEMPLATES = [
 DATABASES = {"default": database(os.environ.get("COUNTERSIGN_DATABASE_ROLE", "app"))}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Throttles and used codes are counted where all processes see them; the table is made by a migration.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "console_cache"}}
+
 AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
 LOGIN_URL = "accounts:sign-in"
 LOGIN_REDIRECT_URL = "promotions:inbox"
 LOGOUT_REDIRECT_URL = "accounts:sign-in"
@@ -137,6 +148,35 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+# django-allauth does signing in; of its pages only those in apps/accounts/urls.py exist, so nobody can sign up.
+ACCOUNT_ADAPTER = "apps.accounts.adapters.AccountAdapter"
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_SESSION_REMEMBER = False
+ACCOUNT_FORMS = {"login": "apps.accounts.forms.SignInForm"}
+# Failed tries, per account, known or not, and per address: the peer's, never what a header says.
+ACCOUNT_RATE_LIMITS = {
+    "login": "120/m/ip",
+    "login_failed": "8/5m/key",
+    "login_failed_address": "50/5m/ip",
+    "reauthenticate": "20/5m/user",
+}
+MFA_ADAPTER = "apps.accounts.adapters.FactorAdapter"
+MFA_FORMS = {
+    "authenticate": "apps.accounts.forms.CodeForm",
+    "authenticate_webauthn": "apps.accounts.forms.PasskeyCheckForm",
+    "login_webauthn": "apps.accounts.forms.PasskeySignInForm",
+}
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_WEBAUTHN_USER_VERIFICATION = "required"
+MFA_TOTP_ISSUER = "Countersign"
+MFA_TOTP_TOLERANCE = 1  # codes of the step before and after hold, too; CodeForm keeps one from being used twice
+MFA_RECOVERY_CODES_SHOW_ONCE = True
+MFA_REAUTHENTICATION_REQUIRED = False  # apps.accounts.confirmation asks instead, the same way as for a signature
+
 SESSION_COOKIE_AGE = 12 * 60 * 60
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("HTTPS", default=False)
 SESSION_COOKIE_NAME = "countersign_session"
@@ -182,6 +222,12 @@ FILE_UPLOAD_TEMP_DIR = INSTALLATION.uploads
 FILE_UPLOAD_HANDLERS = ["apps.core.uploads.HashingUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024**2  # forms and JSON bodies; files go through the upload handler
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
+
+# The audit log's checkpoints go to a folder and, if this names one, to a webhook (https://…) or a bucket (s3://…), too.
+AUDIT_ANCHOR_DIR = Path(os.environ.get("AUDIT_ANCHOR_DIR", "").strip() or INSTALLATION.anchors)
+AUDIT_ANCHOR_URL = os.environ.get("AUDIT_ANCHOR_URL", "").strip()
+# Outgoing requests go to public addresses only, and to what lies in these networks.
+OUTGOING_NETWORKS = env_list("OUTGOING_NETWORKS", default="")
 
 INFERENCE_URL = os.environ.get("INFERENCE_URL", f"http://127.0.0.1:{env_int('INFERENCE_PORT', default=8080)}")
 

@@ -4,6 +4,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.decorators.http import require_GET
 
+from apps.accounts.urls import steps
 from apps.core.permissions import public
 
 
@@ -17,6 +18,7 @@ def healthz(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("healthz", healthz, name="healthz"),
     path("", include("apps.accounts.urls")),
+    path("", include(steps)),
     path("", include("apps.audit.urls")),
     path("", include("apps.jobs.urls")),
     path("", include("apps.registry.urls")),

@@ -17,7 +17,7 @@ from inference.datatypes import V2_DATATYPES, Array
 from inference.errors import CallerGone, DeadlineExceeded, GuardrailViolated, InferenceError, ModelFailed, Overloaded
 from inference.guardrails import Guard, Violation, fallback_row
 from inference.model_store import LoadedModel
-from inference.protocol import BatchOutputs, InferRequest, Values, to_array
+from inference.protocol import BatchOutputs, InferRequest, Values, read_rows, to_array
 from inference.runtime import Session, run
 from inference.slow_runs import SlowRuns
 from inference.watchdog import Lane
@@ -315,11 +315,10 @@ def collate(signature: Signature, requests: Sequence[InferRequest]) -> list[Arra
 
 
 def _stack(parts: Sequence[tuple[Values, list[int]]], spec: TensorSpec) -> Array:
-    if any(isinstance(values, np.ndarray) for values, _ in parts):
-        return np.concatenate([to_array(values, shape, spec.datatype, spec.name) for values, shape in parts])
-    flat = [number for values, _ in parts for number in values]
-    rows = sum(shape[0] for _, shape in parts)
-    return to_array(flat, [rows, *parts[0][1][1:]], spec.datatype, spec.name)
+    texts = [values for values, _ in parts if isinstance(values, bytes)]
+    if len(texts) == len(parts):
+        return to_array(read_rows(texts, spec.name), [len(texts), *parts[0][1][1:]], spec.datatype, spec.name)
+    return np.concatenate([to_array(values, shape, spec.datatype, spec.name) for values, shape in parts])
 
 
 def _fits(request: InferRequest, first: InferRequest) -> bool:

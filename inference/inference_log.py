@@ -48,9 +48,9 @@ class LogUnavailable(Overloaded):
     """The prediction cannot be logged now, so it must not be served."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What all records of one version on one endpoint share."""
+    """What all records of one version on one endpoint share. Compared by identity, which costs nothing."""
 
     endpoint: str
     endpoint_id: int
@@ -173,7 +173,7 @@ class Spool:
             number = self._known.get(context)
             if number is None:
                 number = len(self._known)
-                self._write(CONTEXT, [orjson.dumps({"id": number, **asdict(context)})])
+                self._write(CONTEXT, orjson.dumps({"id": number, **asdict(context)}))
                 self._known[context] = number
             self._write(RECORD, _encode(number, context, record))
         except OSError as error:
@@ -219,17 +219,15 @@ class Spool:
         self._opened_at = time.monotonic()
         self._known = {}
 
-    def _write(self, kind: int, parts: list[Any]) -> None:
-        length = sum(len(part) for part in parts)
+    def _write(self, kind: int, payload: bytes) -> None:
+        length = len(payload)
         if length > MAX_BLOCK_BYTES:
             raise LogUnavailable("The batch is too large for the inference log.")
-        checksum = zlib.crc32(CHECKED_HEAD.pack(kind, length))
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
+        checksum = zlib.crc32(payload, zlib.crc32(CHECKED_HEAD.pack(kind, length)))
         total = length + BLOCK.size
         written = -1
         try:
-            written = os.writev(self._descriptor, [BLOCK.pack(MAGIC, kind, length, checksum), *parts])
+            written = os.writev(self._descriptor, [BLOCK.pack(MAGIC, kind, length, checksum), payload])
         finally:
             if written != total:
                 os.ftruncate(self._descriptor, self._size)
@@ -357,7 +355,7 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _encode(number: int, context: Context, record: Record) -> list[Any]:
+def _encode(number: int, context: Context, record: Record) -> bytes:
     tensors, buffers = [], []
     specs = (*context.inputs, *context.outputs)
     for (name, _, _), array in zip(specs, (*record.inputs, *record.outputs), strict=False):
@@ -383,21 +381,28 @@ def _encode(number: int, context: Context, record: Record) -> list[Any]:
             tensors,
         )
     )
-    return [LENGTH.pack(len(text)) + text, *buffers]
+    return b"".join((LENGTH.pack(len(text)), text, *buffers))
 
 
-def _store(array: Array, name: str, context: Context) -> tuple[Any, Any]:
+def _store(array: Array, name: str, context: Context) -> tuple[Any, bytes | None]:
     """How a tensor is kept: ``[shape, bytes]`` and the bytes, ``[shape, digests]``, or ``[shape]`` if redacted."""
     shape = array.shape
     if name in context.redacted:
         return (shape,), None
     is_text = array.dtype.kind == "O"
-    buffer: Any = to_binary(array) if is_text else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    buffer = to_binary(array) if is_text else b""
+    size = len(buffer) if is_text else array.nbytes
     rows = shape[0] if context.is_batch else 1
-    if len(buffer) <= context.payload_cap * max(rows, 1):
-        return (shape, len(buffer)), buffer
+    if size <= context.payload_cap * max(rows, 1):
+        return (shape, size), buffer or array.tobytes()
     parts = [array[row : row + 1] for row in range(rows)] if context.is_batch else [array]
-    return (shape, [hashlib.sha256(to_binary(part)).hexdigest() for part in parts]), None
+    return (shape, [_digest(part) for part in parts]), None
+
+
+def _digest(array: Array) -> str:
+    """SHA-256 of a tensor in its binary form."""
+    is_plain = array.dtype.kind != "O" and array.flags.c_contiguous
+    return hashlib.sha256(array.data if is_plain else to_binary(array)).hexdigest()
 
 
 def _decode(payload: bytes, contexts: dict[int, Context]) -> StoredRecord:

@@ -24,13 +24,18 @@ MAX_SIZE: Final = 2**31 - 1
 """Of one dimension; beyond it numpy's own arithmetic on empty tensors overflows."""
 LARGE_BYTES: Final = 7 * 1024
 """Above it a parser that reads numbers straight into an array is faster than one that makes objects."""
+MAX_FORMS: Final = 8
+"""How many forms of bodies a version remembers; the oldest go first."""
+NUMERIC: Final = b"0123456789.+-eE \t\r\n"
+"""What stands between the commas of a list of numbers."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
 ID_PATTERN: Final = re.compile(r"[!#-\[\]-~](?:[ !#-\[\]-~]*[!#-\[\]-~])?")  # printable ASCII, no quote or backslash
 TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 LENGTH_PREFIX: Final = struct.Struct("<I")
 
-Values = list[float] | Array
-"""A tensor's data in row-major order: a flat list of floats as JSON had them, or an array in its full shape."""
+Values = bytes | list[float] | Array
+"""A tensor's data in row-major order: the text of numbers between commas or a flat list of floats, as JSON had them, or
+an array in its full shape."""
 
 
 NO_DATA: Final = msgspec.Raw()
@@ -115,6 +120,14 @@ class ReceivedTensor(NamedTuple):
     field: str  # where the data was, for an error
 
 
+class _Form(NamedTuple):
+    """A body without its numbers. Callers repeat it, so that only the numbers of the next body have to be read."""
+
+    head: bytes
+    tail: bytes
+    commas: bytes  # that are between the numbers
+
+
 class _Input:
     """What decoding one input needs, worked out once."""
 
@@ -143,7 +156,10 @@ class ModelCodec:
         self._is_batchable = is_batchable
         only = next(iter(self._inputs.values())) if len(self._inputs) == 1 and is_batchable else None
         self._only = only if only is not None and only.kind == "f" and only.row_shape else None
+        self._forms: tuple[_Form, ...] = ()
+        self._row_shapes = [self._only.row_shape] if self._only is not None and self._only.row_shape else []
         self._head = b'{"model_name":%b,"model_version":"%d","id":"' % (orjson.dumps(endpoint), model_version)
+        self._row_forms: dict[tuple[tuple[int, ...], ...], bytes] = {}  # of answers with one row, by its shapes
         self._output_heads = [
             b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
             for spec in signature.outputs
@@ -157,7 +173,7 @@ class ModelCodec:
         Raises ``RequestRejected`` naming the field that does not fit.
         """
         if header_length is None:
-            if self._only is not None and len(body) <= LARGE_BYTES and (quick := _decode_row(body, self._only)):
+            if self._only is not None and len(body) <= LARGE_BYTES and (quick := self._decode_row(body, self._only)):
                 return quick
             binary: bytes | memoryview = b""
             request, arrays = _decode_json(body)
@@ -197,6 +213,21 @@ class ModelCodec:
             self._wanted(request),
             microseconds / 1e6 if microseconds > 0 else None,
         )
+
+    def _decode_row(self, body: bytes | bytearray, only: _Input) -> InferRequest | None:
+        """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
+        for head, tail, commas in self._forms:
+            if body.startswith(head) and body.endswith(tail):
+                row = body[len(head) : -len(tail)]
+                if row.translate(None, NUMERIC) == commas:
+                    return InferRequest("", [bytes(row)], self._row_shapes, 1)
+        values = _row_of(body, only)
+        if values is None:
+            return None
+        form = _form(bytes(body), only)
+        if form is not None:
+            self._forms = (form, *self._forms[: MAX_FORMS - 1])
+        return InferRequest("", [values], self._row_shapes, 1)
 
     def decode_tensors(self, tensors: Iterable[ReceivedTensor], outputs: Iterable[str] = ()) -> InferRequest:
         """Read a request whose parts a transport has taken apart; ``outputs`` are the names asked for, or none for all.
@@ -296,7 +327,7 @@ class ModelCodec:
         rows = request.rows
         if request.outputs is None:
             if rows == 1:
-                tails = outputs.singles or outputs.single_rows(self._output_heads)
+                tails = outputs.singles or self._single_rows(outputs)
                 return b"%b%b%b" % (self._head, request_id, tails[start]), None
             texts = [
                 text_head + outputs.text(position, start, rows) for position, text_head in enumerate(self._output_heads)
@@ -315,6 +346,22 @@ class ModelCodec:
         text = b'%b%b","outputs":[%b]}' % (self._head, request_id, b",".join(parts))
         return b"".join((text, *buffers)), len(text) if buffers else None
 
+    def _single_rows(self, outputs: BatchOutputs) -> list[bytes]:
+        """For each row the end of a whole answer with that row alone, from after the request id on."""
+        shapes = tuple([array.shape[1:] for array in outputs.arrays])
+        form = self._row_forms.get(shapes)
+        if form is None:
+            parts = [
+                b'%b%b],"data":[%%b]}' % (head.replace(b"%", b"%%"), outputs.dimensions(position, 1))
+                for position, head in enumerate(self._output_heads)
+            ]
+            if len(self._row_forms) >= MAX_FORMS:
+                self._row_forms.clear()
+            form = self._row_forms[shapes] = b'","outputs":[%b]}' % b",".join(parts)
+        columns = [outputs.texts(position) for position in range(len(shapes))]
+        outputs.singles = [form % row for row in zip(*columns, strict=True)]
+        return outputs.singles
+
 
 class BatchOutputs:
     """The output arrays of one run, and their JSON text, made once for all requests of the batch.
@@ -322,7 +369,7 @@ class BatchOutputs:
     NaN and infinities, which JSON does not have, become ``null``.
     """
 
-    __slots__ = ("_dimensions", "_is_batch", "_rows", "arrays", "row_count", "singles")
+    __slots__ = ("_is_batch", "_rows", "arrays", "row_count", "singles")
 
     def __init__(self, arrays: Sequence[Array], row_count: int, *, is_batch: bool) -> None:
         self.arrays = arrays
@@ -330,12 +377,6 @@ class BatchOutputs:
         self._is_batch = is_batch
         self._rows: list[list[bytes] | None] = [None] * len(arrays)
         self.singles: list[bytes] | None = None
-        self._dimensions: list[bytes] = [
-            b"".join(b",%d" % size for size in array.shape[1:])
-            if is_batch
-            else b",".join(b"%d" % size for size in array.shape)
-            for array in arrays
-        ]
 
     def slice(self, position: int, start: int, rows: int) -> Array:
         """One request's part of an output."""
@@ -344,19 +385,11 @@ class BatchOutputs:
 
     def dimensions(self, position: int, rows: int) -> bytes:
         """The shape of one request's part, as JSON without brackets."""
-        return b"%d%b" % (rows, self._dimensions[position]) if self._is_batch else self._dimensions[position]
+        shape = self.arrays[position].shape
+        return ",".join(map(str, (rows, *shape[1:]) if self._is_batch else shape)).encode()
 
-    def single_rows(self, heads: list[bytes]) -> list[bytes]:
-        """For each row the end of a whole answer with that row alone, from after the request id on."""
-        if self.singles is None:
-            columns = []
-            for position, head in enumerate(heads):
-                before = b'%b%b],"data":[' % (head, self.dimensions(position, 1))
-                columns.append([b"%b%b]}" % (before, text) for text in self._texts(position)])
-            self.singles = [b'","outputs":[%b]}' % b",".join(parts) for parts in zip(*columns, strict=True)]
-        return self.singles
-
-    def _texts(self, position: int) -> list[bytes]:
+    def texts(self, position: int) -> list[bytes]:
+        """The JSON of each row's elements, without brackets."""
         texts = self._rows[position]
         if texts is None:
             texts = self._rows[position] = _row_texts(self.arrays[position], self.row_count, self._is_batch)
@@ -364,7 +397,7 @@ class BatchOutputs:
 
     def text(self, position: int, start: int, rows: int) -> bytes:
         """The end of an output's JSON object, from inside the shape on."""
-        texts = self._texts(position)
+        texts = self.texts(position)
         if rows == 1:
             data = texts[start]
         else:
@@ -396,18 +429,32 @@ def to_array(values: Values, shape: Sequence[int], datatype: str, name: str) -> 
     """The array of one tensor. Raises ``RequestRejected`` for a number or a shape that the datatype cannot hold."""
     if isinstance(values, np.ndarray):
         return values
+    if isinstance(values, bytes):
+        values = read_rows([values], name)
     try:
         # Packing a list takes a third of the time that numpy takes to read it.
         packed = struct.pack(f"<{len(values)}{_PACKED[datatype]}", *values)
         return np.frombuffer(packed, V2_DATATYPES[datatype]).reshape(shape)
     except OverflowError as error:
-        raise RequestRejected(f"a number is too large for {datatype}.", f'inputs["{name}"].data') from error
+        raise _too_large(datatype, f'inputs["{name}"].data') from error
     except ValueError as error:
         raise RequestRejected(f"{error}.", f'inputs["{name}"].shape') from error
 
 
-def _decode_row(body: bytes | bytearray, only: _Input) -> InferRequest | None:
-    """One row of plain numbers, as most requests are; None for whatever needs a closer look."""
+def read_rows(rows: Sequence[bytes], name: str) -> list[float]:
+    """The numbers of texts, one after the other. Raises ``RequestRejected``."""
+    try:
+        return cast("list[float]", _list_decoders["f"].decode(b"[%b]" % b",".join(rows)))
+    except msgspec.MsgspecError as error:
+        raise RequestRejected("must be a list of numbers.", f'inputs["{name}"].data') from error
+
+
+def _too_large(datatype: str, field: str) -> RequestRejected:
+    return RequestRejected(f"a number is too large for {datatype}.", field)
+
+
+def _row_of(body: bytes | bytearray, only: _Input) -> list[float] | None:
+    """The numbers of a body that holds one row in its usual shape, and nothing else."""
     try:
         request = _float_request_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -417,9 +464,18 @@ def _decode_row(body: bytes | bytearray, only: _Input) -> InferRequest | None:
     tensor = request.inputs[0]
     data, shape = tensor.data, tensor.shape
     is_usual = shape == only.row_shape and len(data) == only.row_size and tensor.datatype == only.datatype
-    if not is_usual or tensor.name != only.name or tensor.parameters is not None:
-        return None
-    return InferRequest("", [data], [shape], 1)
+    return data if is_usual and tensor.name == only.name and tensor.parameters is None else None
+
+
+def _form(body: bytes, only: _Input) -> _Form | None:
+    """The form of a body that ``_row_of`` reads, if its numbers are in the last list; None otherwise."""
+    start = body.rfind(b"[") + 1
+    end = body.find(b"]", start)
+    form = _Form(body[:start], body[end:], b"," * (only.row_size - 1))
+    # What is read back tells whether these brackets are those of the data, and not of a shape or inside a name.
+    probe = list(range(3, 3 + only.row_size))
+    read = _row_of(b"%b%b%b" % (form.head, b",".join(b"%d" % one for one in probe), form.tail), only)
+    return form if read == probe else None
 
 
 def _decode_json(text: bytes | bytearray | memoryview) -> tuple[_Request, list[Array | None]]:
@@ -514,7 +570,7 @@ def _from_numbers(tensor: _Tensor, known: _Input, numbers: Array) -> Array:
         if known.kind != "f" and not np.array_equal(array, numbers):
             raise OverflowError
     except (FloatingPointError, OverflowError) as error:
-        raise RequestRejected(f"a number is too large for {known.datatype}.", _field(tensor, ".data")) from error
+        raise _too_large(known.datatype, _field(tensor, ".data")) from error
     return array.reshape(tensor.shape)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from apps.audit.actor import Actor
 from console.postgres import EmbeddedPostgres
 
 PASSWORD = "correct-horse-battery"
+_numbers = count(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,6 +32,12 @@ def _plain_static_files() -> None:
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     }
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def _own_anchors(settings: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A log that is emptied for the next test would be a log that lost what was anchored."""
+    settings.AUDIT_ANCHOR_DIR = tmp_path_factory.getbasetemp() / f"anchors-{next(_numbers)}"
 
 
 @pytest.fixture(scope="session")

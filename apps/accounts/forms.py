@@ -2,22 +2,89 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Any
+
+from allauth.account.forms import LoginForm
+from allauth.core.internal.cryptokit import normalize_user_code
+from allauth.mfa.adapter import get_adapter as get_factor_adapter
+from allauth.mfa.base.forms import AuthenticateForm
+from allauth.mfa.webauthn.forms import AddWebAuthnForm, AuthenticateWebAuthnForm, LoginWebAuthnForm
 from django import forms
-from django.contrib.auth.forms import AuthenticationForm
+from django.core.cache import cache
 
 from apps.accounts.roles import Role, Scope
 
+_CODE_REPLAY_S = 150
+"""Longer than any code is valid."""
 
-class SignInForm(AuthenticationForm):
+
+class SignInForm(LoginForm):  # type: ignore[misc]  # the library has no types
     """Email and password; the refusal is the same whatever was wrong."""
 
-    username = forms.EmailField(
-        label="Email", max_length=254, widget=forms.EmailInput({"autocomplete": "username", "autofocus": True})
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["login"] = forms.EmailField(
+            label="Email", max_length=254, widget=forms.EmailInput({"autocomplete": "username", "autofocus": True})
+        )
+        self.fields["password"] = forms.CharField(
+            max_length=128, strip=False, widget=forms.PasswordInput({"autocomplete": "current-password"})
+        )
+
+
+class CodeForm(AuthenticateForm):  # type: ignore[misc]  # the library has no types
+    """A code of the authenticator app, or a recovery code. None is good twice."""
+
+    code = forms.CharField(
+        max_length=32,
+        widget=forms.TextInput({"autocomplete": "one-time-code", "inputmode": "numeric"}),
+        help_text="Six digits from your authenticator app, or one of your recovery codes.",
     )
-    error_messages = {
-        "invalid_login": "Email and password do not fit. Try again, or ask an admin of your team to reset them.",
-        "inactive": "Email and password do not fit. Try again, or ask an admin of your team to reset them.",
-    }
+
+    def clean_code(self) -> str:
+        """The right code, for the first time. The library remembers one for half as long as it is valid."""
+        code = str(super().clean_code())
+        if not cache.add(f"used-code:{self.user.pk}:{normalize_user_code(code)}", True, timeout=_CODE_REPLAY_S):
+            raise get_factor_adapter().validation_error("incorrect_code")
+        return code
+
+
+class _PasskeyAnswer:
+    """What a browser answered for a passkey: the caller's JSON, which the library expects to be well-formed."""
+
+    def full_clean(self: Any) -> None:
+        """An odd answer is a wrong one."""
+        try:
+            super().full_clean()  # type: ignore[misc]
+        except (AttributeError, LookupError, TypeError, ValueError, struct.error):
+            self.add_error(None, "That passkey does not fit. Try again.")
+
+
+class PasskeyForm(_PasskeyAnswer, AddWebAuthnForm):  # type: ignore[misc]  # the library has no types
+    """A new passkey: the browser's answer, and what to call it."""
+
+    name = forms.CharField(max_length=60, help_text="Where it is, e.g. “work laptop”.")
+    passwordless = None  # always: it stands for email and password
+
+
+class PasskeyCheckForm(_PasskeyAnswer, AuthenticateWebAuthnForm):  # type: ignore[misc]
+    """A passkey of a person who is known already."""
+
+
+class PasskeySignInForm(_PasskeyAnswer, LoginWebAuthnForm):  # type: ignore[misc]
+    """A passkey that says who the person is."""
+
+
+class PasswordForm(forms.Form):
+    """Another password."""
+
+    password = forms.CharField(
+        label="New password",
+        max_length=128,
+        strip=False,
+        widget=forms.PasswordInput({"autocomplete": "new-password"}),
+        help_text="At least 12 characters, and none of the common ones. It never expires.",
+    )
 
 
 class InvitationForm(forms.Form):

@@ -1,7 +1,8 @@
-"""Users, teams, memberships, invitations and API tokens."""
+"""Users, teams, memberships, group mappings, invitations and API tokens."""
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import Any, ClassVar, Self
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -36,11 +37,12 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(AbstractBaseUser):
-    """A person."""
+    """A person, or a service account: a program that acts in one team by its tokens and can never sign in."""
 
     email = models.EmailField(unique=True, max_length=254)
     name = models.CharField(max_length=120)
     is_active = models.BooleanField(default=True)
+    is_service = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = UserManager()
@@ -60,6 +62,7 @@ class Team(models.Model):
 
     slug = models.CharField(max_length=63, unique=True, validators=[slug_validator])
     name = models.CharField(max_length=120)
+    requires_second_factor = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -72,18 +75,27 @@ class Team(models.Model):
 class MembershipQuerySet(TeamScopedQuerySet):
     """Reads of memberships."""
 
+    def people(self) -> Self:
+        """Without service accounts."""
+        return self.filter(user__is_service=False)
+
     def active(self) -> Self:
         """Memberships that count: not disabled, of an active user."""
         return self.filter(is_active=True, user__is_active=True)
 
 
 class Membership(models.Model):
-    """A person's roles in a team."""
+    """A person's roles in a team.
+
+    ``groups`` are what the organisation's sign-in said last; with ``is_from_groups`` it also decides on the roles.
+    """
 
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="memberships")
     roles = ArrayField(models.CharField(max_length=32, choices=Role.choices))
     is_active = models.BooleanField(default=True)
+    groups = ArrayField(models.CharField(max_length=200), default=list)
+    is_from_groups = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = MembershipQuerySet.as_manager()
@@ -109,6 +121,23 @@ class Membership(models.Model):
         return [str(Role(role).label) for role in self.roles]
 
 
+class GroupMapping(models.Model):
+    """Members of ``group`` at the organisation's sign-in hold ``role`` in the team."""
+
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="group_mappings")
+    group = models.CharField(max_length=200)
+    role = models.CharField(max_length=32, choices=Role.choices)
+
+    objects = TeamScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("group", "role")
+        constraints = (models.UniqueConstraint(fields=("team", "group", "role"), name="group_mapping_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.group} → {self.get_role_display()}"
+
+
 class Invitation(models.Model):
     """An invitation to a team. Whoever holds its link, shown once, can accept it until it expires."""
 
@@ -120,6 +149,7 @@ class Invitation(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField()
     accepted_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
 
     objects = TeamScopedQuerySet.as_manager()
 
@@ -132,7 +162,16 @@ class Invitation(models.Model):
     @property
     def is_open(self) -> bool:
         """True while it can be accepted."""
-        return self.accepted_at is None and self.expires_at > timezone.now()
+        return self.accepted_at is None and self.revoked_at is None and self.expires_at > timezone.now()
+
+    @property
+    def state(self) -> str:
+        """PENDING, or why it cannot be accepted: ACCEPTED, REVOKED, EXPIRED."""
+        if self.accepted_at:
+            return "ACCEPTED"
+        if self.revoked_at:
+            return "REVOKED"
+        return "PENDING" if self.is_open else "EXPIRED"
 
     @property
     def role_names(self) -> list[str]:
@@ -155,7 +194,10 @@ class ApiTokenQuerySet(TeamScopedQuerySet):
 
 
 class ApiToken(models.Model):
-    """A bearer token of a member, for one team. Only its keyed digest is stored; ``prefix`` is for recognising it."""
+    """A bearer token of a member, for one team. Only its keyed digest is stored; ``prefix`` is for recognising it.
+
+    With ``networks`` (CIDR) it is good only for callers from there.
+    """
 
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="tokens")
     membership = models.ForeignKey(Membership, on_delete=models.PROTECT, related_name="tokens")
@@ -163,6 +205,7 @@ class ApiToken(models.Model):
     prefix = models.CharField(max_length=12)
     digest = models.CharField(max_length=64, unique=True)
     scopes = ArrayField(models.CharField(max_length=32, choices=Scope.choices))
+    networks = ArrayField(models.CharField(max_length=43), default=list)
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
@@ -181,6 +224,17 @@ class ApiToken(models.Model):
     def permissions(self) -> frozenset[str]:
         """What the token may do: its scopes, and no more than its owner's roles."""
         return permissions_of_scopes(self.scopes) & self.membership.permissions
+
+    def is_good_from(self, address: str) -> bool:
+        """True if a caller at ``address`` may use the token."""
+        if not self.networks:
+            return True
+        try:
+            caller = ip_address(address)
+        except ValueError:
+            return False
+        mapped = getattr(caller, "ipv4_mapped", None)
+        return any((mapped or caller) in ip_network(network) for network in self.networks)
 
     @property
     def state(self) -> str:

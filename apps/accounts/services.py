@@ -142,6 +142,22 @@ def change_member(actor: Actor, *, membership: Membership, roles: Sequence[Role]
 
 
 @transaction.atomic
+def change_password(actor: Actor, *, user: User, password: str) -> User:
+    """Set one's password. The sessions that began with the old one end with it."""
+    user = User.objects.select_for_update().get(pk=user.pk)
+    try:
+        validate_password(password, user)
+    except ValidationError as error:
+        raise DomainError(" ".join(error.messages), field="password") from error
+    user.set_password(password)
+    user.save(update_fields=["password"])
+    memberships = Membership.objects.active().filter(user=user).select_related("team")
+    for team in [membership.team for membership in memberships]:
+        record(actor, "password.changed", user, team=team)
+    return user
+
+
+@transaction.atomic
 def create_token(
     actor: Actor, *, membership: Membership, name: str, scopes: Sequence[Scope], lifetime_days: int | None
 ) -> tuple[ApiToken, str]:

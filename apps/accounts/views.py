@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from allauth.account.internal.flows.login import perform_password_login
+from allauth.account.models import Login
 from django.contrib import messages
-from django.contrib.auth import login, logout
-from django.contrib.auth.views import LoginView
+from django.contrib.auth import logout
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
@@ -15,7 +16,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from apps.accounts import services
-from apps.accounts.forms import AcceptInvitationForm, InvitationForm, MemberForm, SignInForm, TokenForm
+from apps.accounts.forms import AcceptInvitationForm, InvitationForm, MemberForm, TokenForm
 from apps.accounts.middleware import TEAM_SESSION_KEY
 from apps.accounts.models import ApiToken, Invitation, Membership
 from apps.core.errors import DomainError
@@ -23,32 +24,10 @@ from apps.core.htmx import render
 from apps.core.permissions import SIGNED_IN, public, require
 
 
-class SignInView(LoginView):
-    """Email and password."""
-
-    template_name = "accounts/sign_in.html"
-    authentication_form = SignInForm
-    redirect_authenticated_user = True
-
-    def get_redirect_url(self) -> str:  # type: ignore[override]  # the stubs are of a later Django
-        """Where the person was going; never this page itself, which would send them round in a circle."""
-        wanted = super().get_redirect_url()
-        return "" if wanted.partition("?")[0] == self.request.path else wanted
-
-    def form_invalid(self, form: Any) -> HttpResponse:
-        """The bound form again, with the status that says that nothing happened."""
-        response = super().form_invalid(form)
-        response.status_code = 422
-        return response
-
-
-sign_in = require_http_methods(["GET", "POST"])(public(SignInView.as_view()))
-
-
 @require_POST
-@require(SIGNED_IN)
+@public
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """End the session."""
+    """End the session, also one that is only half begun."""
     logout(request)
     return redirect("accounts:sign-in")
 
@@ -83,9 +62,10 @@ def invitation_accept(request: HttpRequest, secret: str) -> HttpResponse:
         except DomainError as error:
             form.add_error(error.field, error.message)
         else:
-            login(request, membership.user)
+            # Somebody who had an account before may have a second factor, too.
+            response = perform_password_login(request, {"email": membership.user.email}, Login(user=membership.user))
             request.session[TEAM_SESSION_KEY] = membership.team.slug
-            return redirect("promotions:inbox")
+            return response  # type: ignore[no-any-return]
     status = 404 if not is_open else 422 if form.errors else 200
     context = {"form": form, "invitation": invitation if is_open else None}
     return render(request, "accounts/invitation_accept.html", context, status=status)

@@ -12,6 +12,7 @@ from django.db.models.fields.json import KeyTextTransform
 from django.db.models.functions import Cast
 from django.utils.functional import cached_property
 
+from apps.audit.verify import NO_BODY
 from apps.core.querysets import TeamScopedQuerySet
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -40,8 +41,9 @@ class AuditEventQuerySet(TeamScopedQuerySet):
         obj: str = "",
         since: datetime | None = None,
         until: datetime | None = None,
+        request_id: str = "",
     ) -> Self:
-        """Filter by printed actor name, action prefix, object label, and time (``since`` <= at < ``until``)."""
+        """Filter by printed actor name, action prefix, object label, time (``since`` <= at < ``until``) and request."""
         events = self
         if actor:
             events = events.filter(actor_name__icontains=actor)
@@ -53,7 +55,13 @@ class AuditEventQuerySet(TeamScopedQuerySet):
             events = events.filter(at__gte=since)
         if until:
             events = events.filter(at__lt=until)
+        if request_id:
+            events = events.filter(request_id=request_id)
         return events
+
+    def about(self, object_type: str, object_id: object) -> Self:
+        """What happened to one object, e.g. ``about("registry.modelversion", 7)``."""
+        return self.filter(object_type=object_type, object_id=str(object_id))
 
 
 class AuditEvent(models.Model):
@@ -87,6 +95,9 @@ class AuditEvent(models.Model):
     object_label = models.GeneratedField(
         expression=_from_body("object_label"), output_field=models.TextField(), db_persist=True
     )
+    request_id = models.GeneratedField(
+        expression=_from_body("request_id"), output_field=models.TextField(), db_persist=True
+    )
 
     objects = AuditEventQuerySet.as_manager()
 
@@ -96,6 +107,7 @@ class AuditEvent(models.Model):
             models.Index(fields=("team_id", "-seq"), name="audit_team"),
             models.Index(fields=("team_id", "action", "-seq"), name="audit_action"),
             models.Index(fields=("object_type", "object_id", "-seq"), name="audit_object"),
+            models.Index(fields=("request_id", "-seq"), name="audit_request"),
         )
 
     def __str__(self) -> str:
@@ -108,21 +120,78 @@ class AuditEvent(models.Model):
         return document
 
     @property
-    def reason(self) -> str:
-        """The reason or comment that the actor gave."""
-        return str(self.document["reason"])
+    def has_body(self) -> bool:
+        """False where retention has left nothing but the hash."""
+        return self.body != NO_BODY
 
     @property
-    def request_id(self) -> str:
-        """The request in which it happened."""
-        return str(self.document["request_id"])
+    def reason(self) -> str:
+        """The reason or comment that the actor gave."""
+        return str(self.document.get("reason", ""))
 
     @property
     def changes(self) -> list[dict[str, str]]:
         """``name``, ``before`` and ``after`` of everything that changed, as text; empty where there is no value."""
-        before, after = self.document["before"] or {}, self.document["after"] or {}
+        before, after = self.document.get("before") or {}, self.document.get("after") or {}
         names = sorted(before.keys() | after.keys())
         return [{"name": n, "before": _as_text(before.get(n)), "after": _as_text(after.get(n))} for n in names]
+
+
+class MerkleNode(models.Model):
+    """The root of a perfect subtree of the log's Merkle tree: over ``1 << level`` leaves from ``index << level`` on."""
+
+    level = models.PositiveSmallIntegerField()
+    index = models.BigIntegerField()
+    hash = models.BinaryField(max_length=32)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=("level", "index"), name="merklenode_once"),)
+
+    def __str__(self) -> str:
+        return f"level {self.level}, {self.index}"
+
+
+class Checkpoint(models.Model):
+    """What the installation signed about its log at one moment; the same note lies outside the database."""
+
+    tree_size = models.BigIntegerField(primary_key=True)
+    root_hash = models.CharField(max_length=64)
+    note = models.TextField()
+    created_at = models.DateTimeField(auto_now_add=True)
+    # Of the anchor beyond the folder, if there is one.
+    forwarded_at = models.DateTimeField(null=True)
+    forward_error = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        ordering = ("-tree_size",)
+
+    def __str__(self) -> str:
+        return f"{self.tree_size} events"
+
+
+class Verification(models.Model):
+    """A check of the whole log, from its request to its outcome."""
+
+    requested_by = models.CharField(max_length=200)
+    requested_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    checked = models.BigIntegerField(default=0)
+    anchored = models.BigIntegerField(default=0)
+    bad_seq = models.BigIntegerField(null=True)
+    reason = models.TextField(blank=True)
+    notes: models.JSONField[Any, Any] = models.JSONField(default=list)  # sentences worth knowing, at most 20
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"requested by {self.requested_by}"
+
+    @property
+    def is_open(self) -> bool:
+        """True until there is an outcome."""
+        return self.finished_at is None
 
 
 def _as_text(value: Any) -> str:

@@ -283,6 +283,13 @@ class Anchors:
             earlier = max((size for size in self.roots if size < checkpoint.size), default=0)
             self._fail(earlier + 1, f"{where} is signed, and so is another log of the same length: the log was forked")
 
+    def add_note(self, note: str, keys: Sequence[VerifierKey], where: str) -> None:
+        """Take in a checkpoint as it was signed."""
+        try:
+            self.add(open_checkpoint(note, keys), where)
+        except Rejected as error:
+            self._fail(1, f"{where} cannot be relied on: {error}")
+
     def add_record(self, record: Mapping[str, Any], keys: Iterable[VerifierKey], where: str) -> None:
         """Take in one record of an anchor: ``{"note", "from", "leaves"}`` with the leaf hashes since ``from``."""
         checkpoint = open_checkpoint(str(record["note"]), keys)
@@ -310,10 +317,7 @@ class Anchors:
         elif path.suffix == ".jsonl":
             self._read_records(path, keys)
         else:
-            try:
-                self.add(open_checkpoint(path.read_text(encoding="utf-8"), keys), path.name)
-            except (Rejected, UnicodeDecodeError) as error:
-                self._fail(1, f"the checkpoint {path.name} cannot be relied on: {error}")
+            self.add_note(path.read_text(encoding="utf-8", errors="replace"), keys, path.name)
 
     def _read_records(self, path: Path, keys: Sequence[VerifierKey]) -> None:
         with open(path, "rb") as file:
@@ -378,7 +382,7 @@ class Verdict:
 
     def __str__(self) -> str:
         if not self.is_ok:
-            return f"BROKEN at seq {self.bad_seq}: {self.reason}. The {self.checked} events before it are sound."
+            return f"broken at seq {self.bad_seq}: {self.reason}. The {self.checked} events before it are sound."
         covered = f", {min(self.anchored, self.checked)} of them anchored" if self.anchored else ""
         gone = "".join(f"; the bodies of {first} to {last} are gone" for first, last in self.gone)
         return f"OK: {self.checked} events{covered}, head {self.head}{gone}"
@@ -769,7 +773,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with open(options.file, "rb") as file:
             verdict = check(file, keys, anchors)
     except Rejected as error:
-        print(f"BROKEN: {error}.")
+        print(f"broken: {error}.")
         return 1
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)

@@ -21,11 +21,11 @@ def test_sign_in_leads_back_to_the_page_and_refuses_alike(cast: Cast) -> None:
     answer = client.get("/models/")
     assert answer.status_code == 302
     assert answer["Location"] == "/sign-in/?next=/models/"
-    wrong_password = client.post("/sign-in/", {"username": "mira@example.com", "password": "wrong"})
-    nobody = client.post("/sign-in/", {"username": "nobody@example.com", "password": "wrong"})
+    wrong_password = client.post("/sign-in/", {"login": "mira@example.com", "password": "wrong"})
+    nobody = client.post("/sign-in/", {"login": "nobody@example.com", "password": "wrong"})
     assert (wrong_password.status_code, nobody.status_code) == (422, 422)
     assert wrong_password.context["form"].errors == nobody.context["form"].errors
-    right = client.post("/sign-in/?next=/models/", {"username": "MIRA@example.com", "password": PASSWORD})
+    right = client.post("/sign-in/?next=/models/", {"login": "MIRA@example.com", "password": PASSWORD})
     assert (right.status_code, right["Location"]) == (302, "/models/")
 
 

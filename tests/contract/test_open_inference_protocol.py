@@ -240,6 +240,59 @@ def test_integers_that_do_not_fit_are_refused_and_never_wrapped(service: Service
     assert answer.json()["error"].startswith('inputs["x"].data')
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[%s]}]}',
+        '{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[ [%s] ]}]}',
+        '{"inputs":[{"data":[%s],"name":"x","datatype":"FP32","shape":[1,3]}]}\n',
+        '{"extra":[1,2,3],"inputs":[{"name":"x","data":[9,9,9],"shape":[1,3],"datatype":"FP32","data":[%s]}],"z":[4,5,6]}',
+        '{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[%s]}],"id":"own"}',
+    ],
+)
+def test_bodies_that_repeat_but_for_their_numbers(service: Service, form: str) -> None:
+    def send(numbers: str) -> tuple[int, Any]:
+        url = f"{service.url}/v2/models/double/infer"
+        answer = requests.post(url, data=form % numbers, headers=service.headers, timeout=5)
+        document = answer.json()
+        return answer.status_code, document["outputs"][0]["data"] if answer.ok else document["error"]
+
+    for numbers, doubled in (("1,2,3", [2, 4, 6]), ("4,5,6", [8, 10, 12]), (" -1.5e0, 0 ,\t7", [-3, 0, 14])):
+        assert send(numbers) == (200, doubled)
+    for numbers in (
+        "1,2",
+        "1,2,3,4",
+        "1,2,",
+        ",1,2",
+        "1,2,null",
+        '1,2,"3"',
+        "1,[2],3",
+        "1,2,1e39",
+        "1,2,3-",
+        "01,2,3",
+        "",
+    ):
+        status, error = send(numbers)
+        assert status == 400, numbers
+        assert error.startswith(("inputs", "body: ")), error
+    assert send("7,8,9") == (200, [14, 16, 18])
+
+
+def test_a_broken_row_spares_those_that_run_with_it(service: Service) -> None:
+    service.infer("double", row(1, 2, 3))
+    texts = [json.dumps(row(number, 2, 3)).replace("2,", "2-," if number % 4 == 0 else "2,") for number in range(16)]
+    texts = [text.encode().replace(b" ", b"") for text in texts]
+    head = b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\nContent-Length: %d\r\n\r\n"
+    token = service.headers["Authorization"].encode()
+    with service.connect() as connection:
+        connection.sendall(b"".join(head % (token, len(text)) + text for text in texts))
+        received = b""
+        while received.count(b"HTTP/1.1") < len(texts) or not received.endswith(b"}"):
+            received += connection.recv(65536)
+    statuses = [int(answer[1:4]) for answer in received.split(b"HTTP/1.1")[1:]]
+    assert statuses == [400 if number % 4 == 0 else 200 for number in range(16)]
+
+
 def _binary(size: int, payload: bytes, header_length: int | None = None, datatype: str = "FP32") -> tuple[bytes, str]:
     endpoint_input = {"name": "x", "datatype": datatype, "shape": [1, 3] if datatype == "FP32" else [1, 2]}
     head = json.dumps({"inputs": [endpoint_input | {"parameters": {"binary_data_size": size}}]}).encode()

@@ -13,6 +13,8 @@ import psycopg
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
+from apps.audit.checkpoints import keep_checkpoints
+from apps.audit.verification import run_verifications
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
 from apps.deployments.refusals import note_refused_manifests
@@ -35,6 +37,8 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (apply_promotions, 0),
     (enforce_approvals, 10),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
+    (keep_checkpoints, 0),
+    (run_verifications, 5),
     (recover_jobs, 5),
     (expire_promotions, 60),
     (remind_reviewers, 300),

@@ -29,5 +29,7 @@ class Command(BaseCommand):
                 "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
                 "GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {role}",
                 "REVOKE UPDATE, DELETE, TRUNCATE ON audit_auditevent FROM {role}",
+                "REVOKE UPDATE, DELETE, TRUNCATE ON audit_merklenode FROM {role}",
+                "REVOKE DELETE, TRUNCATE ON audit_checkpoint FROM {role}",
             ):
                 cursor.execute(sql.SQL(statement).format(role=sql.Identifier(APP_ROLE)))

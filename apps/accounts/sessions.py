@@ -1,0 +1,48 @@
+"""A person's sessions: one for each browser in which they are signed in."""
+
+from __future__ import annotations
+
+from allauth.usersessions.models import UserSession
+from django.contrib.sessions.models import Session
+from django.db import transaction
+from django.utils import timezone
+
+from apps.accounts.models import Membership, User
+from apps.audit.actor import Actor
+from apps.audit.services import record
+
+MAX_SHOWN = 100
+
+
+def sessions_of(user: User) -> list[UserSession]:
+    """The sessions that still hold, the newest first; the rows of those that ended by themselves go."""
+    mine = UserSession.objects.filter(user=user).order_by("-last_seen_at")
+    alive = Session.objects.filter(session_key__in=mine.values("session_key"), expire_date__gt=timezone.now())
+    keys = set(alive.values_list("session_key", flat=True))
+    mine.exclude(session_key__in=keys).delete()
+    return list(mine[:MAX_SHOWN])
+
+
+@transaction.atomic
+def end_session(actor: Actor, *, session: UserSession) -> None:
+    """Sign one browser out."""
+    user = session.user
+    Session.objects.filter(session_key=session.session_key).delete()
+    session.delete()
+    _record(actor, user, 1)
+
+
+@transaction.atomic
+def end_sessions(actor: Actor, *, user: User, except_key: str | None = None) -> None:
+    """Sign a person out everywhere, or everywhere else."""
+    mine = UserSession.objects.filter(user=user).exclude(session_key=except_key or "")
+    ended, _ = Session.objects.filter(session_key__in=mine.values("session_key")).delete()
+    mine.delete()
+    if ended:
+        _record(actor, user, ended)
+
+
+def _record(actor: Actor, user: User, count: int) -> None:
+    memberships = Membership.objects.filter(user=user).select_related("team").order_by("-is_active", "team__name")
+    membership = memberships.first()
+    record(actor, "session.revoked", user, team=membership.team if membership else None, after={"sessions": count})
