@@ -8,6 +8,7 @@ from typing import Any, Final
 from django.db import transaction
 from django.utils import timezone
 
+from apps.accounts.confirmation import Confirmation
 from apps.accounts.models import Membership
 from apps.audit.actor import Actor
 from apps.audit.services import record
@@ -26,7 +27,7 @@ from apps.promotions.models import (
     RolloutState,
     Severity,
 )
-from apps.promotions.reviews import as_evidence, confirm, hold_roles, require_unchanged, sign
+from apps.promotions.reviews import as_evidence, hold_roles, require_present, require_unchanged, sign
 from apps.promotions.rollouts import revoke
 from apps.promotions.services import close_tasks, create_request, freeze, locked, open_tasks_for
 from apps.registry.models import ModelVersion
@@ -37,7 +38,7 @@ _MAY_CONFIRM: Final = frozenset({"deployments.operate", "promotions.review"})
 
 @transaction.atomic
 def break_glass(
-    actor: Actor, *, team: Any, model_version: ModelVersion, endpoint: Endpoint, reason: str, password: str
+    actor: Actor, *, team: Any, model_version: ModelVersion, endpoint: Endpoint, reason: str, confirmation: Confirmation
 ) -> PromotionRequest:
     """Declare an emergency and sign for it: the first of two people. Nothing happens before the second one confirms."""
     actor.require("deployments.operate")
@@ -45,7 +46,7 @@ def break_glass(
         raise NotAllowed("A token never breaks the glass: sign in to the console.")
     if len(reason.strip()) < 20:
         raise DomainError("Say what the emergency is, in a sentence: it is read afterwards.", field="reason")
-    factors = confirm(actor, password)
+    require_present(confirmation)
     request = create_request(
         actor,
         team=team,
@@ -59,7 +60,12 @@ def break_glass(
     freeze(request)
     open_tasks_for(request, _confirmers(request))
     review = sign(
-        actor, request, decision=Decision.BREAK_GLASS, meaning=Meaning.EMERGENCY, comment=reason, factors=factors
+        actor,
+        request,
+        decision=Decision.BREAK_GLASS,
+        meaning=Meaning.EMERGENCY,
+        comment=reason,
+        confirmation=confirmation,
     )
     record(actor, "promotion.break_glass_opened", request, team=team, after=as_evidence(review), reason=reason)
     return request
@@ -80,7 +86,7 @@ def why_not_confirm(actor: Actor, request: PromotionRequest) -> str:
 
 @transaction.atomic
 def confirm_break_glass(
-    actor: Actor, *, request: PromotionRequest, comment: str, password: str, approval_digest: str
+    actor: Actor, *, request: PromotionRequest, comment: str, confirmation: Confirmation, approval_digest: str
 ) -> Review:
     """Sign as the second person: the version goes into service at once, with a follow-up that has a deadline."""
     request = locked(request)
@@ -89,10 +95,15 @@ def confirm_break_glass(
     hold_roles(actor, request)
     if reason := why_not_confirm(actor, request):
         raise NotAllowed(reason)
-    factors = confirm(actor, password)
+    require_present(confirmation)
     require_unchanged(request, approval_digest)
     review = sign(
-        actor, request, decision=Decision.BREAK_GLASS, meaning=Meaning.EMERGENCY, comment=comment, factors=factors
+        actor,
+        request,
+        decision=Decision.BREAK_GLASS,
+        meaning=Meaning.EMERGENCY,
+        comment=comment,
+        confirmation=confirmation,
     )
     now = timezone.now()
     request.state, request.rollout, request.decided_at = RequestState.APPROVED, RolloutState.QUEUED, now
@@ -132,7 +143,7 @@ def review_afterwards(
     request: PromotionRequest,
     decision: Decision,
     comment: str,
-    password: str,
+    confirmation: Confirmation,
     approval_digest: str,
 ) -> Review:
     """Review an emergency change after the fact: it stands from now on like any other, or it is taken back."""
@@ -144,11 +155,11 @@ def review_afterwards(
         raise NotAllowed(reason)
     if decision not in (Decision.APPROVED, Decision.REJECTED):
         raise DomainError("After the fact, approve or reject.", field="decision")
-    factors = confirm(actor, password)
+    require_present(confirmation)
     require_unchanged(request, approval_digest)
     is_approval = decision == Decision.APPROVED
     meaning = Meaning.APPROVAL if is_approval else Meaning.REJECTION
-    review = sign(actor, request, decision=decision, meaning=meaning, comment=comment, factors=factors)
+    review = sign(actor, request, decision=decision, meaning=meaning, comment=comment, confirmation=confirmation)
     request.reviewed_at = review.signed_at
     request.save(update_fields=["reviewed_at"])
     findings = request.findings.exclude(state=FindingState.CLOSED)

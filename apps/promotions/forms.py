@@ -10,9 +10,9 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from apps.deployments.models import Endpoint
+from apps.policies.approvals import Person
 from apps.promotions.models import MEANINGS, Decision, Meaning, Severity
 from apps.promotions.reviews import Condition
-from apps.policies.approvals import Person
 
 _CONDITION_ROWS: Final = 3
 _DECISIONS: Final = (
@@ -55,17 +55,10 @@ class PromotionForm(RevisionForm):
 
 
 class SignatureForm(forms.Form):
-    """What every signature takes: the reason, the person's confirmation, and the digest of what they saw."""
+    """What every signature takes beside the person's confirmation: a reason, and the digest of what they saw."""
 
     comment = forms.CharField(
         max_length=4_000, widget=forms.Textarea({"rows": 3}), help_text="Required. It becomes part of the record."
-    )
-    password = forms.CharField(
-        label="Your password",
-        max_length=128,
-        strip=False,
-        widget=forms.PasswordInput({"autocomplete": "current-password"}),
-        help_text="Signing takes your password again.",
     )
     approval_digest = forms.CharField(max_length=64, widget=forms.HiddenInput)
 
@@ -79,7 +72,7 @@ class ReviewForm(SignatureForm):
         label="Meaning of your signature",
         widget=forms.RadioSelect,
     )
-    field_order = ("decision", "meaning", "comment", "password")
+    field_order = ("decision", "meaning", "comment")
 
     def clean(self) -> dict[str, Any]:
         """The meaning has to fit the decision."""
@@ -97,7 +90,7 @@ class AfterwardsForm(SignatureForm):
         choices=[(Decision.APPROVED.value, "Approve it afterwards"), (Decision.REJECTED.value, "Reject: take it back")],
         widget=forms.RadioSelect,
     )
-    field_order = ("decision", "comment", "password")
+    field_order = ("decision", "comment")
 
 
 class BreakGlassForm(forms.Form):
@@ -110,13 +103,6 @@ class BreakGlassForm(forms.Form):
         max_length=4_000,
         widget=forms.Textarea({"rows": 4}),
         help_text="Shown on the endpoint and in everybody’s inbox until the change has been reviewed.",
-    )
-    password = forms.CharField(
-        label="Your password",
-        max_length=128,
-        strip=False,
-        widget=forms.PasswordInput({"autocomplete": "current-password"}),
-        help_text="You sign first. Nothing happens before a second person has signed, too.",
     )
 
     def __init__(self, *args: Any, endpoints: QuerySet[Endpoint], **kwargs: Any) -> None:

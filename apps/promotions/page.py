@@ -6,6 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
+from apps.accounts.confirmation import challenge_of
 from apps.deployments.models import Deployment
 from apps.deployments.observed import observe
 from apps.deployments.services import current_champion
@@ -88,6 +89,7 @@ def _decision(request: HttpRequest, promotion: PromotionRequest) -> dict[str, An
         "form": ReviewForm(initial=seen),
         "signature_form": SignatureForm(initial=seen, auto_id="id_%s_signature"),
         "afterwards_form": AfterwardsForm(initial=seen, auto_id="id_%s_afterwards"),
+        "challenge": challenge_of(request),
         "conditions": condition_forms(None, [*known.may, *(person for person, _ in known.may_not)]),
         "may_cancel": is_own and (promotion.is_open or promotion.is_revisable),
         "may_revise": is_own and promotion.is_revisable,

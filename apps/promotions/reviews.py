@@ -10,6 +10,7 @@ from typing import Any, Final
 from django.db import models, transaction
 from django.utils import timezone
 
+from apps.accounts.confirmation import Confirmation
 from apps.accounts.models import Membership, User
 from apps.audit.actor import Actor
 from apps.audit.services import record
@@ -35,6 +36,7 @@ from apps.promotions.services import close_tasks, end_request, locked, open_task
 
 MAX_CONDITIONS: Final = 20
 _REMIND_AFTER: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
+_CONFIRMATION_LIFETIME: Final = timedelta(minutes=1)
 _MAX_REQUESTS: Final = 500  # looked at in one tick
 
 
@@ -69,14 +71,14 @@ def review_promotion(
     decision: Decision,
     meaning: Meaning,
     comment: str,
-    password: str,
+    confirmation: Confirmation,
     approval_digest: str,
     conditions: Sequence[Condition] = (),
 ) -> Review:
-    """Sign a decision. The person re-enters their password, and names by digest what they saw.
+    """Sign a decision. The person has confirmed just now that it is they, and names by digest what they saw.
 
-    Raises ``NotAllowed`` for whoever may not decide, ``DomainError`` for a wrong password or meaning, ``Conflict`` if
-    the request has been decided or is not what the person saw.
+    Raises ``NotAllowed`` for whoever may not decide, ``DomainError`` for a meaning that does not fit or gates that do
+    not pass, ``Conflict`` if the request has been decided or is not what the person saw.
     """
     request = locked(request)
     if not request.is_submitted:
@@ -87,9 +89,9 @@ def review_promotion(
     _require_sensible(request, decision, meaning, conditions)
     if decision in APPROVALS:
         _require_gates(request)
-    factors = confirm(actor, password)
+    require_present(confirmation)
     require_unchanged(request, approval_digest)
-    review = sign(actor, request, decision=decision, meaning=meaning, comment=comment, factors=factors)
+    review = sign(actor, request, decision=decision, meaning=meaning, comment=comment, confirmation=confirmation)
     signed = as_evidence(review)
     if decision in APPROVALS:
         signed["conditions"] = [_add_condition(actor, request, condition) for condition in conditions]
@@ -114,8 +116,7 @@ def ask_for_changes(actor: Actor, *, request: PromotionRequest, comment: str, ap
     hold_roles(actor, request)
     if reason := rules.why_not_person(actor.person_id, request):
         raise NotAllowed(reason)
-    if approval_digest != request.approval_digest:
-        raise Conflict("The request is not what you saw: it was changed meanwhile. Read it again, then decide.")
+    _require_seen(request, approval_digest)
     _hand_back(request, comment)
     record(actor, "promotion.changes_requested", request, team=request.team, reason=comment)
 
@@ -128,7 +129,7 @@ def _hand_back(request: PromotionRequest, comment: str) -> None:
 
 @transaction.atomic
 def revoke_promotion(
-    actor: Actor, *, request: PromotionRequest, comment: str, password: str, approval_digest: str
+    actor: Actor, *, request: PromotionRequest, comment: str, confirmation: Confirmation, approval_digest: str
 ) -> Review:
     """Take an approval back with a signature; what it put into service falls back at once."""
     request = locked(request)
@@ -137,11 +138,15 @@ def revoke_promotion(
     hold_roles(actor, request)
     if reason := rules.why_not(actor, request):
         raise NotAllowed(reason)
-    factors = confirm(actor, password)
-    if approval_digest != request.approval_digest:
-        raise Conflict("The request is not what you saw: it was changed meanwhile. Open it again, then decide.")
+    require_present(confirmation)
+    _require_seen(request, approval_digest)
     review = sign(
-        actor, request, decision=Decision.REVOKED, meaning=Meaning.REVOCATION, comment=comment, factors=factors
+        actor,
+        request,
+        decision=Decision.REVOKED,
+        meaning=Meaning.REVOCATION,
+        comment=comment,
+        confirmation=confirmation,
     )
     revoke(actor, request, f"{actor.name}: {comment}", after=as_evidence(review))
     wake_controller()
@@ -155,7 +160,7 @@ def sign(
     decision: Decision,
     meaning: Meaning,
     comment: str,
-    factors: Sequence[str],
+    confirmation: Confirmation,
 ) -> Review:
     """Write down a signature. The caller has checked everything, holds the row's lock, and records the event."""
     reviewer = User.objects.get(pk=actor.person_id)
@@ -174,7 +179,7 @@ def sign(
         artifact_digest=request.artifact_digest,
         evidence_digest=request.evidence_digest,
         approval_digest=request.approval_digest,
-        factors=list(factors),
+        factors=list(confirmation.factors),
         signed_at=now,
     )
 
@@ -192,11 +197,10 @@ def as_evidence(review: Review) -> dict[str, Any]:
     }
 
 
-def confirm(actor: Actor, password: str) -> list[str]:
-    """The factors by which the person has shown just now that they are who signed in."""
-    if not User.objects.get(pk=actor.person_id).check_password(password):
-        raise DomainError("That is not your password. Nothing was signed.", field="password")
-    return ["password"]
+def require_present(confirmation: Confirmation) -> None:
+    """Raise ``NotAllowed`` unless the person has just shown that it is they."""
+    if not confirmation.factors or timezone.now() - confirmation.at > _CONFIRMATION_LIFETIME:
+        raise NotAllowed("Confirm again that it is you: a signature takes a confirmation of its own.")
 
 
 def hold_roles(actor: Actor, request: PromotionRequest) -> None:
@@ -212,10 +216,14 @@ def hold_roles(actor: Actor, request: PromotionRequest) -> None:
 
 def require_unchanged(request: PromotionRequest, seen_approval_digest: str) -> None:
     """The signature binds what was seen: refuse if that, or anything it binds, is not what was submitted."""
-    if seen_approval_digest != request.approval_digest:
-        raise Conflict("The request is not what you saw: it was changed meanwhile. Open it again, then decide.")
+    _require_seen(request, seen_approval_digest)
     if reason := what_changed(request):
         raise Conflict(f"{reason} Nothing can be signed; the request goes back to review on evidence frozen anew.")
+
+
+def _require_seen(request: PromotionRequest, seen_approval_digest: str) -> None:
+    if seen_approval_digest != request.approval_digest:
+        raise Conflict("The request is not what you saw: it was changed meanwhile. Open it again, then decide.")
 
 
 def _require_gates(request: PromotionRequest) -> None:

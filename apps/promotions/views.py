@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
-from django.contrib.auth import logout
 from django.forms import Form
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from apps.accounts.confirmation import challenge_of, confirm_identity
 from apps.core.errors import DomainError, NotAllowed
 from apps.core.htmx import render
 from apps.core.pagination import KeysetPage
@@ -34,9 +34,6 @@ from apps.promotions.inbox import endpoint_notices, inbox_page
 from apps.promotions.models import Comment, Finding, PromotionRequest, Review
 from apps.promotions.page import request_page, rollout_card
 from apps.registry.models import ModelVersion
-
-_FAILED_SIGNATURES = "failed_signatures"
-_MAX_FAILED_SIGNATURES = 5
 
 
 @require_GET
@@ -123,7 +120,7 @@ def request_rollout(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 @require("team.view")
-@sensitive_post_parameters("password")
+@sensitive_post_parameters("password", "code", "credential")
 def request_review(request: HttpRequest, pk: int) -> HttpResponse:
     """Sign a decision. Who may is said by the policy, not by the route."""
     promotion = _promotion(request, pk)
@@ -144,7 +141,7 @@ def request_review(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 @require("team.view")
-@sensitive_post_parameters("password")
+@sensitive_post_parameters("password", "code", "credential")
 def request_revoke(request: HttpRequest, pk: int) -> HttpResponse:
     """Take an approval back."""
     promotion = _promotion(request, pk)
@@ -169,7 +166,7 @@ def request_cancel(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @require("deployments.operate")
-@sensitive_post_parameters("password")
+@sensitive_post_parameters("password", "code", "credential")
 def emergency_create(request: HttpRequest, name: str, number: int) -> HttpResponse:
     """Break the glass: sign for an emergency as the first of two people."""
     model_version = _model_version(request, name, number)
@@ -177,24 +174,26 @@ def emergency_create(request: HttpRequest, name: str, number: int) -> HttpRespon
     if request.method == "POST" and form.is_valid():
         try:
             promotion = break_glass.break_glass(
-                request.actor, team=request.team, model_version=model_version, **form.cleaned_data
+                request.actor,
+                team=request.team,
+                model_version=model_version,
+                confirmation=confirm_identity(request, request.POST),
+                **form.cleaned_data,
             )
         except DomainError as error:
             if error.status == 403:
                 raise
             form.add_error(error.field if error.field in form.fields else None, error.message)
-            if error.field == "password" and _too_many_failures(request):
-                return redirect("accounts:sign-in")
         else:
             messages.warning(request, "Signed. A second person has to confirm the emergency now.")
             return redirect("promotions:request-detail", pk=promotion.pk)
-    context = {"form": form, "model_version": model_version}
+    context = {"form": form, "model_version": model_version, "challenge": challenge_of(request)}
     return render(request, "promotions/emergency_create.html", context, status=422 if form.errors else 200)
 
 
 @require_POST
 @require("team.view")
-@sensitive_post_parameters("password")
+@sensitive_post_parameters("password", "code", "credential")
 def emergency_confirm(request: HttpRequest, pk: int) -> HttpResponse:
     """Confirm an emergency as the second person."""
     promotion = _promotion(request, pk)
@@ -210,7 +209,7 @@ def emergency_confirm(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 @require("team.view")
-@sensitive_post_parameters("password")
+@sensitive_post_parameters("password", "code", "credential")
 def emergency_review(request: HttpRequest, pk: int) -> HttpResponse:
     """Review an emergency change after the fact."""
     promotion = _promotion(request, pk)
@@ -295,15 +294,12 @@ def _signed(
     """Sign with what the form says, or show it again under its ``name`` on the page with what was wrong."""
     if form.is_valid():
         try:
-            review = sign(**form.cleaned_data)
+            review = sign(confirmation=confirm_identity(request, request.POST), **form.cleaned_data)
         except DomainError as error:
             if error.status != 422:
                 raise
             form.add_error(error.field if error.field in form.fields else None, error.message)
-            if error.field == "password" and _too_many_failures(request):
-                return redirect("accounts:sign-in")
         else:
-            request.session.pop(_FAILED_SIGNATURES, None)
             messages.success(request, f"{review.get_decision_display()}: signed as {review.reviewer_name}.")
             return redirect("promotions:request-detail", pk=promotion.pk)
     page = request_page(request, promotion, **{name: form}, **bound)
@@ -326,13 +322,3 @@ def _finding(request: HttpRequest, pk: int, finding_id: int) -> Finding:
     rows = Finding.objects.for_team(request.team).select_related("request", "owner")
     finding: Finding = get_object_or_404(rows, pk=finding_id, request_id=pk)
     return finding
-
-
-def _too_many_failures(request: HttpRequest) -> bool:
-    """Count a wrong password; after a few the session ends, so that an open screen is no place to guess."""
-    request.session[_FAILED_SIGNATURES] = request.session.get(_FAILED_SIGNATURES, 0) + 1
-    if request.session[_FAILED_SIGNATURES] < _MAX_FAILED_SIGNATURES:
-        return False
-    logout(request)
-    messages.error(request, "Too many wrong passwords. Sign in again.")
-    return True

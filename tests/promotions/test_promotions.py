@@ -10,6 +10,7 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
+from apps.accounts.confirmation import Confirmation
 from apps.audit.actor import Actor
 from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
@@ -107,10 +108,11 @@ def test_a_token_never_approves(cast: Cast) -> None:
         builders.sign(cast, request, actor=actor)
 
 
-def test_signing_takes_the_password_a_comment_and_a_fitting_meaning(cast: Cast) -> None:
+def test_signing_takes_a_confirmation_a_comment_and_a_fitting_meaning(cast: Cast) -> None:
     request = builders.submitted_request(cast)
-    with pytest.raises(DomainError, match="not your password"):
-        builders.sign(cast, request, password="guess")
+    for confirmation in (Confirmation((), timezone.now()), Confirmation(("password",), timezone.now() - timedelta(1))):
+        with pytest.raises(NotAllowed, match="Confirm again"):
+            builders.sign(cast, request, confirmation=confirmation)
     with pytest.raises(DomainError, match="does not fit"):
         builders.sign(cast, request, meaning=Meaning.REJECTION)
     form = {

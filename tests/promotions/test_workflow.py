@@ -260,7 +260,7 @@ def _emergency(cast: Cast, **changes: Any) -> PromotionRequest:
         "model_version": builders.ready_version(cast),
         "endpoint": builders.endpoint(cast),
         "reason": "The champion answers nonsense since noon.",
-        "password": PASSWORD,
+        "confirmation": builders.confirmed(),
     }
     return break_glass.break_glass(cast.actor("operator"), **(values | changes))
 
@@ -270,7 +270,7 @@ def _confirm(cast: Cast, who: str, request: PromotionRequest) -> Review:
         cast.actor(who),
         request=request,
         comment="Seen with my own eyes.",
-        password=PASSWORD,
+        confirmation=builders.confirmed(),
         approval_digest=request.approval_digest,
     )
 
@@ -285,7 +285,7 @@ def test_breaking_the_glass_takes_two_people_and_a_reason(cast: Cast) -> None:
             model_version=builders.ready_version(cast),
             endpoint=builders.endpoint(cast),
             reason="The champion answers nonsense since noon.",
-            password=PASSWORD,
+            confirmation=builders.confirmed(),
         )
     request = _emergency(cast)
     rollouts.apply_promotions()

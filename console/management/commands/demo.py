@@ -16,8 +16,10 @@ import httpx
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
+from django.utils import timezone
 
 from apps.accounts import services as accounts
+from apps.accounts.confirmation import PASSWORD, Confirmation
 from apps.accounts.models import Membership, User
 from apps.accounts.roles import Role, Scope
 from apps.audit.actor import Actor
@@ -151,7 +153,7 @@ class Command(BaseCommand):
             decision=Decision.APPROVED,
             meaning=Meaning.APPROVAL,
             comment="Evaluated on held-out rows; nothing served here before.",
-            password=officer.password,
+            confirmation=Confirmation((PASSWORD,), timezone.now()),
             approval_digest=request.approval_digest,
         )
 
