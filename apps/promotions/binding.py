@@ -7,7 +7,7 @@ from typing import Any
 
 from apps.audit.chain import canonical_json
 from apps.promotions.evidence import digest_of
-from apps.promotions.models import PromotionRequest
+from apps.promotions.models import PromotionRequest, RolloutState
 from apps.registry.models import ModelVersionState
 
 _NAMES = {
@@ -16,9 +16,10 @@ _NAMES = {
     "signature_digest": "the inputs and outputs",
     "evidence_digest": "the evidence",
     "policy": "the policy",
-    "is_protected": "the endpoint’s protection",
     "plan": "the rollout plan",
 }
+
+_IN_SERVICE = (RolloutState.APPLYING, RolloutState.LIVE)
 
 
 def current_binding(request: PromotionRequest) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def what_changed(request: PromotionRequest) -> str:
         return "The record of what was submitted was altered."
     current = current_binding(request)
     changed = [_NAMES[key] for key in _NAMES if current.get(key) != request.binding.get(key)]
+    if current["is_protected"] and not request.binding["is_protected"] and request.rollout not in _IN_SERVICE:
+        changed.append("the endpoint’s protection")  # what serves already goes on; what comes needs people now
     if changed:
         return f"What was submitted is not what is stored any more: {', '.join(changed)} changed."
     if request.model_version.state != ModelVersionState.READY:

@@ -232,7 +232,7 @@ def _submit(actor: Actor, request: PromotionRequest, *, action: str, reason: str
 def freeze(request: PromotionRequest) -> None:
     """Submit what is asked for: collect the evidence as it stands now, and bind everything that a signature binds."""
     # Locked, so that of two requests at once the second one sees the first.
-    endpoint = Endpoint.objects.select_for_update().get(pk=request.endpoint_id)
+    request.endpoint = endpoint = Endpoint.objects.select_for_update().get(pk=request.endpoint_id)
     _require_requestable(request, endpoint)
     now = timezone.now()
     request.state, request.state_reason, request.rollout = RequestState.SUBMITTED, "", RolloutState.WAITING

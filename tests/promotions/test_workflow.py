@@ -9,10 +9,16 @@ import pytest
 from django.utils import timezone
 
 from apps.accounts.services import change_member
+from apps.audit.actor import Actor
 from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
-from apps.deployments.models import Deployment
+from apps.deployments.models import Deployment, Endpoint, ManifestRefusal, Replica, ServingManifest
+from apps.deployments.refusals import note_refused_manifests
 from apps.deployments.services import current_champion, roll_back, rollback_target
+from apps.jobs.runner import run_inline
+from apps.policies.documents import ApprovalRule, Fallback, GateRule, Mode
+from apps.policies.models import PolicyVersion
+from apps.policies.services import confirm_policy
 from apps.promotions import break_glass, comments, reviews, rollouts, services
 from apps.promotions.models import (
     Decision,
@@ -25,6 +31,8 @@ from apps.promotions.models import (
     RolloutState,
     Severity,
 )
+from apps.registry.models import ModelVersion
+from apps.registry.services import upload_model_version
 from tests import builders
 from tests.conftest import PASSWORD, Cast
 
@@ -362,3 +370,169 @@ def test_the_workflow_over_rest_and_never_an_approval(cast: Cast) -> None:
     assert (revised["state"], revised["round"]) == ("SUBMITTED", 2)
     assert officer.post(f"{address}/review/", {}).status_code == 404
     assert not Review.objects.exists()
+
+
+def _in_force(cast: Cast, **demands: Any) -> PolicyVersion:
+    """A policy for limited risk in production that two officers decided on."""
+    other = Actor(cast.operator.user_id, "Omar Reyes", permissions=frozenset({"promotions.set_policy"}))
+    proposal = builders.proposed_policy(cast, **demands)
+    return confirm_policy(other, version=proposal, digest=proposal.digest)
+
+
+TWO = (ApprovalRule("role:compliance_officer", 1), ApprovalRule("role:analyst", 1))
+
+
+def test_two_of_two_have_to_approve_and_each_counts_once(cast: Cast) -> None:
+    _in_force(cast, approvals=TWO)
+    request = builders.submitted_request(cast)
+    assert {task.reviewer_id for task in request.tasks.all()} == {
+        cast.compliance_officer.user_id,
+        cast.analyst.user_id,
+    }
+    builders.sign(cast, request)
+    assert _reload(request).state == RequestState.SUBMITTED
+    with pytest.raises(NotAllowed, match="signed already"):
+        builders.sign(cast, request)
+    page = cast.browser("analyst").get(f"/approvals/{request.pk}/").content.decode()
+    assert "1 more from the role analyst" in page
+    builders.sign(cast, request, actor=cast.actor("analyst"))
+    assert _reload(request).state == RequestState.APPROVED
+    assert _actions(request) == ["promotion.submitted", "promotion.approval_signed", "promotion.approved"]
+
+
+def test_a_signature_weighs_nothing_once_its_role_is_gone(cast: Cast) -> None:
+    _in_force(cast, approvals=TWO)
+    request = builders.submitted_request(cast)
+    builders.sign(cast, request)
+    change_member(cast.actor("admin"), membership=cast.compliance_officer, roles=["operator"], is_active=True)
+    builders.sign(cast, request, actor=cast.actor("analyst"))
+    assert _reload(request).state == RequestState.SUBMITTED
+
+
+def test_one_rejection_of_several_ends_it(cast: Cast) -> None:
+    _in_force(cast, approvals=TWO)
+    request = builders.submitted_request(cast)
+    builders.sign(cast, request)
+    builders.sign(cast, request, Decision.REJECTED, actor=cast.actor("analyst"))
+    assert _reload(request).state == RequestState.REJECTED
+
+
+def test_who_trained_a_version_never_approves_it(cast: Cast) -> None:
+    version = upload_model_version(
+        cast.actor("data_scientist"),
+        model=builders.model(cast),
+        file=builders.upload(builders.linear_onnx(77)),
+        trained_by=cast.compliance_officer.user.email,
+    )
+    assert version.job is not None
+    assert run_inline(version.job).state == "SUCCEEDED"
+    request = builders.submitted_request(cast, ModelVersion.objects.with_facts().get(pk=version.pk))
+    with pytest.raises(NotAllowed, match="You trained this version"):
+        builders.sign(cast, request)
+
+
+def test_a_policy_that_changes_leaves_requests_in_flight_alone(cast: Cast) -> None:
+    request = builders.submitted_request(cast)
+    _in_force(cast, approvals=TWO)
+    builders.sign(cast, request)
+    assert _reload(request).state == RequestState.APPROVED
+    later = builders.submitted_request(cast)
+    assert later.policy_version_id != request.policy_version_id
+    assert later.binding["policy"]["version"] == later.policy_version_id
+
+
+def test_a_required_gate_that_does_not_pass_prevents_the_approval(cast: Cast) -> None:
+    _in_force(
+        cast,
+        approvals=(ApprovalRule("role:compliance_officer", 1),),
+        gates=(GateRule("lineage"), GateRule("throughput", mode=Mode.WARN, limit=10)),
+    )
+    request = builders.submitted_request(cast)
+    with pytest.raises(DomainError, match="does not let this be approved"):
+        builders.sign(cast, request)
+    page = cast.browser("analyst").get(f"/approvals/{request.pk}/").content.decode()
+    assert page.count("not enough data") >= 2
+    builders.sign(cast, request, Decision.REJECTED)
+    assert _reload(request).state == RequestState.REJECTED
+
+
+def test_an_approved_version_waits_as_long_as_the_policy_says(cast: Cast) -> None:
+    _in_force(cast, approvals=(ApprovalRule("role:compliance_officer", 1),), wait_minutes=60)
+    request = builders.submitted_request(cast)
+    builders.sign(cast, request)
+    rollouts.apply_promotions()
+    assert not Deployment.objects.exists()
+    assert "wait timer" in cast.browser("analyst").get(f"/approvals/{request.pk}/rollout/").content.decode()
+    hour_ago = timezone.now() - timedelta(minutes=61)
+    PromotionRequest.objects.update(decided_at=hour_ago, apply_after=hour_ago)
+    rollouts.apply_promotions()
+    assert Deployment.objects.count() == 1
+
+
+def test_a_policy_may_let_a_revoked_version_go_on_serving_or_stop_at_once(cast: Cast) -> None:
+    officer = (ApprovalRule("role:compliance_officer", 1),)
+    for fallback, serves in ((Fallback.WARN, True), (Fallback.STOP, False)):
+        _in_force(cast, approvals=officer, fallback=fallback)
+        before = builders.live_request(cast)
+        request = builders.live_request(cast, to=before.endpoint)
+        reviews.revoke_promotion(
+            cast.actor("compliance_officer"),
+            request=request,
+            comment="Wrong rows.",
+            confirmation=builders.confirmed(),
+            approval_digest=request.approval_digest,
+        )
+        champion = current_champion(request.endpoint)
+        assert (champion is not None) is serves
+        assert champion is None or champion.model_version_id == request.model_version_id
+
+
+def test_on_an_unprotected_endpoint_the_gates_alone_decide(cast: Cast) -> None:
+    endpoint = builders.endpoint(cast)
+    Endpoint.objects.filter(pk=endpoint.pk).update(is_protected=False)
+    request = builders.submitted_request(cast, to=endpoint)
+    assert not request.tasks.exists()
+    assert rollouts.approve_unprotected() == 1
+    rollouts.apply_promotions()
+    assert current_champion(endpoint) is not None
+    waiting = builders.submitted_request(cast, to=endpoint)
+    assert rollouts.approve_unprotected() == 1
+    Endpoint.objects.filter(pk=endpoint.pk).update(is_protected=True)
+    rollouts.apply_promotions()
+    assert _reload(waiting).state == RequestState.SUBMITTED, "on a protected endpoint somebody has to approve it"
+    assert rollouts.enforce_approvals() == 0, "what serves goes on"
+
+
+def test_a_manifest_altered_in_the_database_raises_an_alert(cast: Cast) -> None:
+    builders.live_request(cast)
+    assert note_refused_manifests() == 0
+    newest = ServingManifest.objects.get()
+    ServingManifest.objects.update(body=newest.body.replace('"weight":100', '"weight":99'))
+    assert note_refused_manifests() == 1
+    assert note_refused_manifests() == 0, "one alert for one refusal"
+    event = AuditEvent.objects.filter(action="manifest.refused").get()
+    assert "altered in the database" in event.document["after"]["message"]
+    operator = cast.browser("operator")
+    assert "was tampered with" in cast.browser("analyst").get("/").content.decode()
+    assert operator.post("/manifest/acknowledge/", {"reason": ""}).status_code == 422
+    assert operator.post("/manifest/acknowledge/", {"reason": "A test of ours."}).status_code == 302
+    assert ServingManifest.objects.count() == 2
+    assert note_refused_manifests() == 0
+    assert "was tampered with" not in cast.browser("analyst").get("/").content.decode()
+
+
+def test_what_replicas_refuse_raises_an_alert(cast: Cast) -> None:
+    request = builders.live_request(cast)
+    refusal = {"deployment_id": None, "is_manifest": True, "message": "The newest manifest is refused: it is older."}
+    now = timezone.now()
+    Replica.objects.create(
+        replica_id="r-1", hostname="h", pid=1, started_at=now, seen_at=now, state="READY", errors=[refusal]
+    )
+    assert note_refused_manifests() == 1
+    row = ManifestRefusal.objects.get()
+    assert (row.replicas, row.message) == (1, refusal["message"])
+    Replica.objects.update(errors=[])
+    note_refused_manifests()
+    row.refresh_from_db()
+    assert row.ended_at is not None
+    assert request.team_id in AuditEvent.objects.filter(action="manifest.refused").values_list("team_id", flat=True)
