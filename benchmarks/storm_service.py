@@ -21,7 +21,7 @@ from benchmarks.product import report, wait_for
 from benchmarks.service import Service
 
 Kind = Literal["replica", "shipper"]
-CATALOG: Final = "SELECT path, sha256, row_count FROM monitoring_logsegment"
+CATALOG: Final = "SELECT path, sha256, row_count FROM monitoring_logsegment WHERE merged_into_id IS NULL"
 PROBE_TIMEOUT_S: Final = 30
 SETTLE_LIMIT_S: Final = 60.0
 """Until everything is in segments: the shipper's longest pause after a failure is 30 s."""
@@ -77,7 +77,9 @@ class StormService(Service):
     def segment_count(self) -> int:
         """How many segments the catalog has."""
         with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
-            row = connection.execute("SELECT count(*) FROM monitoring_logsegment").fetchone()
+            row = connection.execute(
+                "SELECT count(*) FROM monitoring_logsegment WHERE merged_into_id IS NULL"
+            ).fetchone()
         assert row is not None
         count: int = row[0]
         return count

@@ -5,12 +5,13 @@ from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
-from apps.audit.api import AuditEventViewSet
+from apps.audit.api import AuditEventViewSet, AuditExportViewSet, CheckpointViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
+from apps.packs.api import CardRevisionViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
@@ -26,6 +27,11 @@ class SchemaView(SpectacularAPIView):
 router = SimpleRouter()
 router.register("models", RegisteredModelViewSet, "model")
 router.register("models/(?P<model_name>[^/\\x00]+)/versions", ModelVersionViewSet, "model-version")
+router.register(
+    "models/(?P<model_name>[^/\\x00]+)/versions/(?P<version_number>[0-9]{1,9})/card",
+    CardRevisionViewSet,
+    "card-revision",
+)
 router.register("datasets", DatasetViewSet, "dataset")
 router.register("datasets/(?P<dataset_name>[^/\\x00]+)/versions", DatasetVersionViewSet, "dataset-version")
 router.register("evaluations", EvaluationRunViewSet, "evaluation")
@@ -41,6 +47,8 @@ router.register("promotions", PromotionRequestViewSet, "promotion")
 router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
+router.register("audit-checkpoints", CheckpointViewSet, "audit-checkpoint")
+router.register("audit-export", AuditExportViewSet, "audit-export")
 router.register("members", MembershipViewSet, "member")
 router.register("tokens", ApiTokenViewSet, "token")
 

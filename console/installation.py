@@ -14,13 +14,14 @@ from typing import Final, Literal
 from urllib.parse import quote, urlencode
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 DATABASE_NAME: Final = "countersign"
 DATABASE_ROLES: Final = ("app", "owner")
 
-SigningKey = Literal["manifest", "audit"]
+SigningKey = Literal["manifest", "audit", "artifact"]
 
 
 class StartupProblem(Exception):
@@ -173,7 +174,10 @@ class Installation:
         return path.read_text(encoding="ascii")
 
     def ensure_signing_key(self, kind: SigningKey) -> Path:
-        """The PEM file of the Ed25519 private key for ``kind``; the public key lies beside it."""
+        """The PEM file of the private key for ``kind``; the public key lies beside it.
+
+        Ed25519, but for artifacts, whose signatures others check with OpenSSF's tools: those know P-256 and no Ed25519.
+        """
         path = self.secrets_dir / f"{kind}_signing_key.pem"
         with self._secrets_lock(path, self.public_key_file(kind)) as is_missing:
             if is_missing:
@@ -181,12 +185,13 @@ class Installation:
         return path
 
     def public_key_file(self, kind: SigningKey) -> Path:
-        """The PEM file of the Ed25519 public key for ``kind``; call ``ensure_signing_key`` before reading it."""
+        """The PEM file of the public key for ``kind``; call ``ensure_signing_key`` before reading it."""
         return self.secrets_dir / f"{kind}_public_key.pem"
 
     def _write_signing_key(self, kind: SigningKey, path: Path) -> None:
         if not path.exists():
-            private_pem = Ed25519PrivateKey.generate().private_bytes(
+            generated = ec.generate_private_key(ec.SECP256R1()) if kind == "artifact" else Ed25519PrivateKey.generate()
+            private_pem = generated.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
             write_private(path, private_pem)

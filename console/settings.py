@@ -86,6 +86,7 @@ INSTALLED_APPS = [
     "apps.monitoring",
     "apps.policies",
     "apps.promotions",
+    "apps.packs",
     "console",
 ]
 
@@ -279,6 +280,7 @@ SPECTACULAR_SETTINGS = {
         "JobState": "apps.jobs.models.JobState",
         "ModelVersionState": "apps.registry.models.ModelVersionState",
         "FindingState": "apps.promotions.models.FindingState",
+        "CardState": "apps.registry.models.CardState",
         "RequestState": "apps.promotions.models.RequestState",
         "RolloutState": "apps.promotions.models.RolloutState",
     },

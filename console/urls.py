@@ -27,5 +27,6 @@ urlpatterns = [
     path("", include("apps.monitoring.urls")),
     path("", include("apps.policies.urls")),
     path("", include("apps.promotions.urls")),
+    path("", include("apps.packs.urls")),
     path("api/v1/", include("console.api_urls")),
 ]

@@ -57,7 +57,14 @@ ON CONFLICT (endpoint_id, deployment_id, second, replica_id) DO UPDATE SET
     rows = known.rows + excluded.rows,
     errors = known.errors + excluded.errors,
     cpu_us = known.cpu_us + excluded.cpu_us,
-    guardrails = known.guardrails || excluded.guardrails,
+    guardrails = (
+        SELECT coalesce(jsonb_object_agg(rule, rows), '{}') FROM (
+            SELECT rule, sum(count::bigint) AS rows FROM (
+                SELECT * FROM jsonb_each_text(known.guardrails)
+                UNION ALL SELECT * FROM jsonb_each_text(excluded.guardrails)
+            ) AS counts (rule, count) GROUP BY rule
+        ) AS sums
+    ),
     latency_histogram = (
         SELECT array_agg(one + other ORDER BY position)
         FROM unnest(known.latency_histogram, excluded.latency_histogram) WITH ORDINALITY AS t(one, other, position)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 from onnx import TensorProto, helper, numpy_helper
@@ -25,8 +27,11 @@ from apps.policies.models import PolicyVersion
 from apps.promotions import reviews, rollouts
 from apps.promotions import services as promotions
 from apps.promotions.models import MEANINGS, Decision, Finding, PromotionRequest, Review
+from apps.registry import artifact_signing
+from apps.registry import card_services as cards
 from apps.registry import services as registry
-from apps.registry.models import Artifact, ModelVersion, RegisteredModel
+from apps.registry.cards import KEYS
+from apps.registry.models import Artifact, CardRevision, ModelVersion, RegisteredModel, TrustedSigner
 
 if TYPE_CHECKING:
     from tests.conftest import Cast
@@ -92,6 +97,29 @@ def recorded_version(cast: Cast, of: RegisteredModel, *, takes: str = "x", width
         file_name="model.onnx",
         uploaded_by=cast.data_scientist.user,
     )
+
+
+def complete_card(cast: Cast, version: ModelVersion, *, is_reviewed: bool = False) -> CardRevision:
+    """The next revision of a version's card, every section written; in review and approved if ``is_reviewed``."""
+    number = version.card_revisions.count()
+    sections = {key: f"What there is to say about {key}, part {number}." for key in KEYS}
+    scientist = cast.actor("data_scientist")
+    card = cards.save_card(scientist, model_version=version, sections=sections, based_on=number)
+    if is_reviewed:
+        card = cards.request_card_review(scientist, revision=card)
+        card = cards.review_card(cast.actor("compliance_officer"), revision=card, is_approved=True, comment="Seen.")
+    return card
+
+
+def trusted_signer(cast: Cast) -> tuple[TrustedSigner, bytes]:
+    """A key that the team trusts for signatures of artifacts, and its private half as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    signer = artifact_signing.trust_signer(
+        cast.actor("compliance_officer"), team=cast.team, name="Training pipeline", pem=public.decode()
+    )
+    no_password = serialization.NoEncryption()
+    return signer, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password)
 
 
 def ready_dataset(cast: Cast, rows: int = 40) -> DatasetVersion:

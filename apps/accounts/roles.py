@@ -46,6 +46,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
     Role.COMPLIANCE_OFFICER: frozenset(
         {
             "team.view",
+            "registry.review_card",
             "promotions.review",
             "promotions.set_policy",
             "policies.assess",
@@ -71,7 +72,8 @@ class Scope(models.TextChoices):
 
 
 SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
-    # "promotions.review" and "accounts.administer" are in no scope: a token never approves, and never makes another.
+    # "promotions.review", "registry.review_card" and "accounts.administer" are in no scope: a token never approves, and
+    # never makes another.
     Scope.READ: frozenset({"team.view"}),
     Scope.PREDICT: frozenset({"deployments.predict"}),
     Scope.BUILD: frozenset({"registry.upload", "evaluation.run", "policies.assess"}),

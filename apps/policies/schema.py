@@ -19,5 +19,5 @@ class CheckSignatureScheme(OpenApiAuthenticationExtension):  # type: ignore[no-u
             "type": "apiKey",
             "in": "header",
             "name": "Countersign-Signature",
-            "description": "With Countersign-Key and Countersign-Timestamp; what is signed stands on the page of checks.",
+            "description": "With Countersign-Key and Countersign-Timestamp; the page of checks says what is signed.",
         }

@@ -8,12 +8,14 @@ from typing import Any
 from apps.audit.chain import canonical_json
 from apps.promotions.evidence import digest_of
 from apps.promotions.models import PromotionRequest, RolloutState
-from apps.registry.models import ModelVersionState
+from apps.registry.artifact_signing import signature_evidence
+from apps.registry.models import ModelVersion, ModelVersionState
 
 _NAMES = {
     "endpoint": "the endpoint",
     "artifact_digest": "the artifact",
     "signature_digest": "the inputs and outputs",
+    "artifact_signature": "the artifact’s signature",
     "evidence_digest": "the evidence",
     "policy": "the policy",
     "plan": "the rollout plan",
@@ -32,6 +34,7 @@ def current_binding(request: PromotionRequest) -> dict[str, Any]:
         "endpoint": request.endpoint.name,
         "artifact_digest": version.artifact.sha256,
         "signature_digest": _digest(version.signature),
+        "artifact_signature": _artifact_signature(version),
         "evidence_digest": digest_of(request.evidence),
         "policy": _policy(request),
         "is_protected": request.endpoint.is_protected,
@@ -57,6 +60,12 @@ def what_changed(request: PromotionRequest) -> str:
     if request.model_version.state != ModelVersionState.READY:
         return f"{request.model_version} is not ready any more."
     return ""
+
+
+def _artifact_signature(model_version: ModelVersion) -> str | None:
+    """Digest of the signature that came with the upload."""
+    signature = signature_evidence(model_version)
+    return signature["sha256"] if signature else None
 
 
 def _policy(request: PromotionRequest) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from apps.accounts.confirmation import Confirmation
 from apps.accounts.models import Membership
 from apps.audit.actor import Actor
 from apps.audit.services import record
-from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Endpoint
 from apps.promotions import rules
@@ -24,12 +23,11 @@ from apps.promotions.models import (
     PromotionRequest,
     RequestState,
     Review,
-    RolloutState,
     Severity,
 )
 from apps.promotions.reviews import as_evidence, hold_roles, require_present, require_unchanged, sign
 from apps.promotions.rollouts import revoke
-from apps.promotions.services import close_tasks, create_request, freeze, locked, open_tasks_for
+from apps.promotions.services import approve_request, create_request, freeze, locked, open_tasks_for
 from apps.registry.models import ModelVersion
 
 REVIEW_WITHIN: Final = timedelta(days=3)
@@ -106,10 +104,8 @@ def confirm_break_glass(
         confirmation=confirmation,
     )
     now = timezone.now()
-    request.state, request.rollout, request.decided_at = RequestState.APPROVED, RolloutState.QUEUED, now
-    request.expires_at, request.review_due_at = now + REVIEW_WITHIN, now + REVIEW_WITHIN
-    request.save(update_fields=["state", "rollout", "decided_at", "expires_at", "review_due_at"])
-    close_tasks(request)
+    request.review_due_at = now + REVIEW_WITHIN
+    approve_request(actor, request, RequestState.APPROVED)
     Finding.objects.create(
         request=request,
         title="Say what the emergency was, what was not checked, and what follows from it",
@@ -121,7 +117,6 @@ def confirm_break_glass(
     )
     after = as_evidence(review) | {"review_due_at": request.review_due_at.isoformat()}
     record(actor, "promotion.break_glass_confirmed", request, team=request.team, after=after, reason=comment)
-    wake_controller()
     return review
 
 

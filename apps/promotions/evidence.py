@@ -11,6 +11,8 @@ from apps.evaluation.charts import is_score
 from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
 from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
 from apps.policies.services import risk_evidence
+from apps.registry.artifact_signing import signature_evidence
+from apps.registry.card_services import card_evidence
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
@@ -49,6 +51,8 @@ def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
         "uploaded_by": model_version.uploaded_by.name,
         "trained_by": model_version.trained_by.name if model_version.trained_by else None,
         "training_data": model_version.training_data,
+        "model_card": card_evidence(model_version),
+        "artifact_signature": signature_evidence(model_version),
         "uploaded_at": model_version.uploaded_at.isoformat(),
         "evaluations": [evaluation_evidence(run) for run in runs],
         "load_tests": [load_test_evidence(test) for test in tests.order_by("-id")[:_MAX_LOAD_TESTS]],

@@ -28,11 +28,10 @@ from apps.promotions.models import (
     PromotionRequest,
     RequestState,
     Review,
-    RolloutState,
     Severity,
 )
 from apps.promotions.rollouts import revoke
-from apps.promotions.services import close_tasks, end_request, locked, open_tasks
+from apps.promotions.services import approve_request, close_tasks, end_request, locked, open_tasks
 
 MAX_CONDITIONS: Final = 20
 _REMIND_AFTER: Final = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
@@ -95,7 +94,7 @@ def review_promotion(
     signed = as_evidence(review)
     if decision in APPROVALS:
         signed["conditions"] = [_add_condition(actor, request, condition) for condition in conditions]
-        action = _count_approvals(request)
+        action = _count_approvals(actor, request)
         record(actor, action, request, team=request.team, after=signed, reason=comment)
     elif decision == Decision.CHANGES_REQUESTED:
         _hand_back(request, comment)
@@ -272,17 +271,14 @@ def end_of_day(day: date) -> datetime:
     return datetime.combine(day, time.max, tzinfo=UTC)
 
 
-def _count_approvals(request: PromotionRequest) -> str:
+def _count_approvals(actor: Actor, request: PromotionRequest) -> str:
     """Approve the request if the policy asks for nothing more; returns the action that this was."""
     approvals = list(request.reviews.approvals())
     if rules.missing(request, approvals):
         return "promotion.approval_signed"
     has_conditions = any(review.decision == Decision.APPROVED_WITH_CONDITIONS for review in approvals)
-    request.state = RequestState.APPROVED_WITH_CONDITIONS if has_conditions else RequestState.APPROVED
-    request.rollout, request.decided_at = RolloutState.QUEUED, timezone.now()
-    request.expires_at = request.decided_at + timedelta(days=rules.document_of(request).approval_lifetime_days)
-    request.save(update_fields=["state", "rollout", "decided_at", "expires_at"])
-    close_tasks(request)
+    state = RequestState.APPROVED_WITH_CONDITIONS if has_conditions else RequestState.APPROVED
+    approve_request(actor, request, state)
     return "promotion.approved_with_conditions" if has_conditions else "promotion.approved"
 
 

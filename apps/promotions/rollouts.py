@@ -21,7 +21,7 @@ from apps.policies.timing import why_not_now
 from apps.promotions import rules
 from apps.promotions.binding import what_changed
 from apps.promotions.models import Finding, PromotionRequest, RequestState, RolloutState
-from apps.promotions.services import end_request, locked, return_to_review
+from apps.promotions.services import approve_request, end_request, locked, return_to_review
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def _approve_by_policy(pk: int) -> int:
     request = locked(PromotionRequest(pk=pk))
     if not request.is_submitted or request.endpoint.is_protected or preventing(rules.gate_results(request)):
         return 0
-    request.state, request.rollout, request.decided_at = RequestState.APPROVED, RolloutState.QUEUED, timezone.now()
-    request.save(update_fields=["state", "rollout", "decided_at"])
+    approve_request(_CONTROLLER, request, RequestState.APPROVED)
     after = {"policy": str(request.policy_version), "approval_digest": request.approval_digest}
     record(_CONTROLLER, "promotion.approved_by_policy", request, team=request.team, after=after)
     return 1

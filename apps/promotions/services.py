@@ -26,6 +26,7 @@ from apps.promotions.models import (
     RolloutState,
 )
 from apps.promotions.rules import document_of, eligibility, policy_for
+from apps.registry.artifact_signing import request_signature
 from apps.registry.models import ModelVersion, ModelVersionState
 
 
@@ -170,6 +171,16 @@ def void_reviews(request: PromotionRequest, reason: str) -> list[str]:
     names = list(standing.values_list("reviewer_name", flat=True))
     standing.update(voided_at=timezone.now(), void_reason=reason[:500])
     return names
+
+
+def approve_request(actor: Actor, request: PromotionRequest, state: RequestState) -> None:
+    """Let the controller put it into service, and have its artifact signed. The caller holds the row's lock."""
+    request.state, request.rollout, request.decided_at = state, RolloutState.QUEUED, timezone.now()
+    request.expires_at = request.decided_at + timedelta(days=document_of(request).approval_lifetime_days)
+    request.save(update_fields=["state", "rollout", "decided_at", "expires_at", "review_due_at"])
+    close_tasks(request)
+    request_signature(actor, model_version=request.model_version, promotion_request_id=request.pk)
+    wake_controller()
 
 
 def end_request(

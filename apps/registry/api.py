@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from apps.accounts.models import slug_validator
 from apps.core.api import TeamViewSet
 from apps.registry import services
+from apps.registry.artifact_signing import signature_document
 from apps.registry.models import Alias, ModelVersion, RegisteredModel
 
 
@@ -61,6 +62,8 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
     uploaded_by = serializers.CharField(source="uploaded_by.name", read_only=True)
     aliases: serializers.SlugRelatedField[Alias] = serializers.SlugRelatedField("name", many=True, read_only=True)
     file = serializers.FileField(write_only=True)
+    signature_bundle = serializers.FileField(write_only=True, required=False)
+    artifact_signatures = serializers.SerializerMethodField()
     trained_by = serializers.EmailField(write_only=True, required=False, allow_blank=True, max_length=254)
     training_data = serializers.CharField(write_only=True, required=False, allow_blank=True, max_length=20_000)
 
@@ -87,7 +90,9 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "uploaded_by",
             "uploaded_at",
             "job",
+            "artifact_signatures",
             "file",
+            "signature_bundle",
         )
         read_only_fields = (
             "number",
@@ -103,6 +108,10 @@ class ModelVersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "uploaded_at",
             "job",
         )
+
+    def get_artifact_signatures(self, version: ModelVersion) -> list[dict[str, Any]]:
+        """OpenSSF model signatures over the artifact."""
+        return [signature_document(signature) for signature in version.signatures.all()]
 
     def to_representation(self, instance: ModelVersion) -> dict[str, Any]:
         """With the trainer's name and the list of files, which are sent as an email and as lines."""
@@ -126,7 +135,7 @@ class AliasSerializer(serializers.ModelSerializer[Alias]):
 class ModelVersionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
     """The versions of a model, newest first; POST a multipart ``file`` to push one."""
 
-    queryset = ModelVersion.objects.with_facts().prefetch_related("aliases")
+    queryset = ModelVersion.objects.with_facts().prefetch_related("aliases", "signatures")
     serializer_class = ModelVersionSerializer
     parser_classes = (parsers.MultiPartParser, parsers.JSONParser)
     lookup_field = "number"

@@ -36,6 +36,12 @@ class VersionForm(forms.Form):
         widget=forms.Textarea({"rows": 3}),
         help_text="What changed since the version before.",
     )
+    signature_bundle = forms.FileField(
+        label="Signature",
+        required=False,
+        widget=forms.ClearableFileInput({"accept": ".sig,.json"}),
+        help_text="An OpenSSF model signature over this file, as “model_signing sign” writes it.",
+    )
     trained_by = forms.EmailField(
         max_length=254,
         required=False,
@@ -53,3 +59,15 @@ class AliasForm(forms.Form):
     """A name for a version."""
 
     name = forms.CharField(label="Alias", max_length=63, validators=[slug_validator], help_text="e.g. challenger")
+
+
+class TrustedSignerForm(forms.Form):
+    """Somebody whose signatures on artifacts the team believes."""
+
+    name = forms.CharField(max_length=120, help_text="Who signs, e.g. Training pipeline.")
+    pem = forms.CharField(
+        label="Public key or certificate",
+        max_length=65_536,
+        widget=forms.Textarea({"rows": 6, "class": "mono"}),
+        help_text="PEM: an elliptic-curve public key, or the certificate of an authority.",
+    )

@@ -1,4 +1,4 @@
-"""Registered models, artifacts, versions and aliases."""
+"""Registered models, artifacts, versions, aliases, model cards and signatures of artifacts."""
 
 from __future__ import annotations
 
@@ -155,6 +155,167 @@ class Alias(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model.name}@{self.name}"
+
+
+class CardState(models.TextChoices):
+    """How far people are with a revision of a model card."""
+
+    DRAFT = "DRAFT", "Draft"
+    IN_REVIEW = "IN_REVIEW", "In review"
+    CHANGES_REQUESTED = "CHANGES_REQUESTED", "Changes requested"
+    REVIEWED = "REVIEWED", "Reviewed"
+
+
+class CardRevisionQuerySet(TeamScopedQuerySet):
+    """Reads of card revisions."""
+
+    team_path = "model_version__model__team"
+
+    def in_review(self) -> Self:
+        """Waiting for a reviewer, with no newer revision of the same card."""
+        newer = CardRevision.objects.filter(
+            model_version=models.OuterRef("model_version"), number__gt=models.OuterRef("number")
+        )
+        return self.filter(~models.Exists(newer), state=CardState.IN_REVIEW)
+
+    def with_version(self) -> Self:
+        """With everything that a page says of the version, in one query."""
+        return self.select_related("model_version__model")
+
+
+class CardRevision(models.Model):
+    """One saved state of a version's model card. What it says never changes; a new edit is a new revision."""
+
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="card_revisions")
+    number = models.PositiveIntegerField()
+    sections = models.JSONField()  # section key -> Markdown
+    sha256 = models.CharField(max_length=64)
+    summary = models.CharField(max_length=200, blank=True)  # what was changed
+    author = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    author_name = models.CharField(max_length=120)
+    saved_at = models.DateTimeField()
+    state = models.CharField(max_length=17, choices=CardState.choices, default=CardState.DRAFT)
+    reviewer = models.ForeignKey("accounts.User", null=True, on_delete=models.PROTECT, related_name="+")
+    reviewer_name = models.CharField(max_length=120, blank=True)
+    review_comment = models.TextField(max_length=4_000, blank=True)
+    reviewed_at = models.DateTimeField(null=True)
+
+    objects = CardRevisionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-number",)
+        constraints = (
+            models.UniqueConstraint(fields=("model_version", "number"), name="card_revision_number_once"),
+            models.CheckConstraint(
+                condition=models.Q(state__in=("DRAFT", "IN_REVIEW"), reviewer=None, reviewed_at=None)
+                | models.Q(
+                    state__in=("CHANGES_REQUESTED", "REVIEWED"), reviewer__isnull=False, reviewed_at__isnull=False
+                ),
+                name="card_reviewed_has_reviewer",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(reviewer=None) | ~models.Q(reviewer=models.F("author")),
+                name="card_reviewed_by_another",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"Card of {self.model_version}, revision {self.number}"
+
+    def get_absolute_url(self) -> str:
+        """The page of the card, at this revision."""
+        version = self.model_version
+        return f"{reverse('packs:card-detail', args=[version.model.name, version.number])}?revision={self.number}"
+
+
+class SignerKind(models.TextChoices):
+    """How a trusted signer is known."""
+
+    KEY = "KEY", "Public key"
+    CERTIFICATE = "CERTIFICATE", "Certificate authority"
+
+
+class TrustedSignerQuerySet(TeamScopedQuerySet):
+    """Reads of trusted signers."""
+
+    def trusted(self) -> Self:
+        """Those that still count."""
+        return self.filter(revoked_at=None)
+
+
+class TrustedSigner(models.Model):
+    """Whose signatures on artifacts a team believes: a key, or everybody a certificate authority vouches for."""
+
+    team = models.ForeignKey("accounts.Team", on_delete=models.PROTECT, related_name="trusted_signers")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=11, choices=SignerKind.choices)
+    pem = models.TextField()
+    fingerprint = models.CharField(
+        max_length=64
+    )  # hex SHA-256: of a key's PEM as bundles name it, of a certificate's DER
+    added_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    added_at = models.DateTimeField(auto_now_add=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    objects = TrustedSignerQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name", "id")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("team", "fingerprint"), condition=models.Q(revoked_at=None), name="trusted_signer_once"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SignatureOrigin(models.TextChoices):
+    """Who signed."""
+
+    UPLOAD = "UPLOAD", "Came with the upload"
+    INSTALLATION = "INSTALLATION", "Made here after approval"
+
+
+class SignatureState(models.TextChoices):
+    """What a check found."""
+
+    PENDING = "PENDING", "Not checked yet"
+    VERIFIED = "VERIFIED", "Verified"
+    UNTRUSTED = "UNTRUSTED", "Untrusted"
+    FAILED = "FAILED", "Failed"
+
+
+class ArtifactSignature(models.Model):
+    """An OpenSSF model signature (a Sigstore bundle) over a version's artifact."""
+
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="signatures")
+    origin = models.CharField(max_length=12, choices=SignatureOrigin.choices)
+    bundle = models.TextField()
+    sha256 = models.CharField(max_length=64)  # of the bundle
+    state = models.CharField(max_length=9, choices=SignatureState.choices, default=SignatureState.PENDING)
+    signer_name = models.CharField(max_length=200, blank=True)
+    reason = models.CharField(max_length=500, blank=True)
+    checked_at = models.DateTimeField(null=True)
+    promotion_request_id = models.BigIntegerField(null=True)  # a plain number: promotions are a room above this one
+
+    class Meta:
+        ordering = ("id",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("model_version",), condition=models.Q(origin="UPLOAD"), name="signature_one_upload"
+            ),
+            models.UniqueConstraint(
+                fields=("model_version",), condition=models.Q(origin="INSTALLATION"), name="signature_one_installation"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(state="PENDING") | models.Q(checked_at__isnull=False), name="signature_checked_at"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"Signature of {self.model_version}"
 
 
 class AliasProtection(models.Model):

@@ -14,6 +14,7 @@ from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.core.uploads import Upload, keep, refuse_over_cap
 from apps.jobs.services import enqueue
+from apps.registry.artifact_signing import attach_signature, read_upload
 from apps.registry.models import Alias, AliasProtection, Artifact, ModelVersion, ModelVersionState, RegisteredModel
 from inference.formats import HEAD_BYTES, why_not_onnx
 
@@ -50,10 +51,11 @@ def upload_model_version(
     model: RegisteredModel,
     file: Upload,
     notes: str = "",
+    signature_bundle: Upload | None = None,
     trained_by: str = "",
     training_data: str = "",
 ) -> ModelVersion:
-    """Store an uploaded artifact and queue its validation.
+    """Store an uploaded artifact, with its OpenSSF model signature if one is given, and queue its validation.
 
     ``trained_by`` is the email of the member who trained it, if that was somebody else; ``training_data`` has a line
     ``<sha256> <name>`` for each file that it was trained on, as sha256sum writes them.
@@ -66,6 +68,7 @@ def upload_model_version(
     if reason := why_not_onnx(file.read(HEAD_BYTES)):
         raise DomainError(reason, field="file")
     file.seek(0)
+    bundle = read_upload(signature_bundle) if signature_bundle else None
     model = RegisteredModel.objects.select_for_update(of=("self",)).select_related("team").get(pk=model.pk)
     size = file.size or 0
     artifact, _ = Artifact.objects.get_or_create(
@@ -86,6 +89,8 @@ def upload_model_version(
         training_data=_parse_training_data(training_data),
         uploaded_by_id=actor.person_id,
     )
+    if bundle is not None:
+        attach_signature(version, bundle)
     version.job = enqueue(
         actor,
         "registry.validate_model_version",
@@ -96,6 +101,8 @@ def upload_model_version(
     )
     version.save(update_fields=["job"])
     after = {"artifact_digest": artifact.sha256, "size_bytes": size, "file_name": version.file_name}
+    if bundle is not None:
+        after["signature_bundle_digest"] = bundle.sha256
     if version.trained_by is not None:
         after["trained_by"] = version.trained_by.name
     record(actor, "model_version.uploaded", version, team=model.team, after=after)

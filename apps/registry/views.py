@@ -159,6 +159,7 @@ def _version_page(request: HttpRequest, version: ModelVersion, form: AliasForm) 
     context = {
         "model_version": version,
         "alias_form": form,
+        "signatures": version.signatures.defer("bundle"),
         "base_url": _base_url(request),
         "why_not_promote": _why_not_promote(request, version),
     }

@@ -19,12 +19,14 @@ from rest_framework.test import APIClient
 from apps.accounts.models import ApiToken
 from apps.accounts.roles import Role, Scope
 from apps.accounts.services import invite_member
+from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
 from apps.policies.checks import create_check_key
 from apps.policies.models import CheckKeyKind
 from apps.policies.services import save_review_group
 from apps.promotions.comments import add_comment
+from apps.registry.artifact_signing import sign_artifact
 from apps.registry.services import protect_alias
 from tests import builders
 from tests.conftest import Cast
@@ -37,11 +39,13 @@ HOLDERS = {
     "evaluation.run": {"analyst", "data_scientist", "operator"},
     "promotions.request": {"data_scientist", "operator"},
     "promotions.comment": EVERYBODY - {"admin"},
+    "promotions.review": {"compliance_officer"},
+    "registry.review_card": {"compliance_officer"},
+    "promotions.set_policy": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
     "policies.report_check": set(),
-    "promotions.set_policy": {"compliance_officer"},
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
     "signed-in": EVERYBODY,
@@ -75,6 +79,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "accounts:token-list": {"GET": "team.view", "POST": "team.view"},
     "accounts:token-revoke": {"POST": "team.view"},
     "audit:event-list": {"GET": "audit.read"},
+    "audit:event-detail": {"GET": "audit.read"},
+    "audit:log-state": {"GET": "audit.read"},
+    "audit:log-verify": {"POST": "audit.read"},
+    "audit:object-history": {"GET": "team.view"},
+    "audit:event-export-jsonl": {"GET": "audit.read"},
+    "audit:event-export-csv": {"GET": "audit.read"},
     "jobs:job-list": {"GET": "team.view"},
     "jobs:job-detail": {"GET": "team.view"},
     "jobs:job-progress": {"GET": "team.view"},
@@ -89,6 +99,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "registry:version-download": {"GET": "team.view"},
     "registry:version-archive": {"POST": "registry.upload"},
     "registry:alias-set": {"POST": "registry.upload"},
+    "registry:signature-download": {"GET": "team.view"},
+    "registry:signature-check": {"POST": "registry.upload"},
+    "registry:signer-list": {"GET": "team.view", "POST": "promotions.set_policy"},
+    "registry:signer-revoke": {"POST": "promotions.set_policy"},
+    "registry:installation-key": {"GET": "team.view"},
     "evaluation:dataset-list": {"GET": "team.view"},
     "evaluation:dataset-upload": {"GET": "registry.upload", "POST": "registry.upload"},
     "evaluation:dataset-detail": {"GET": "team.view"},
@@ -154,6 +169,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "promotions:notices": {"GET": "team.view"},
     "promotions:request-cancel": {"POST": "promotions.request"},
     "promotions:request-create": {"GET": "promotions.request", "POST": "promotions.request"},
+    "packs:card-detail": {"GET": "team.view"},
+    "packs:card-edit": {"GET": "registry.upload", "POST": "registry.upload"},
+    "packs:card-submit": {"POST": "registry.upload"},
+    "packs:card-review": {"POST": "registry.review_card"},
+    "packs:card-compare": {"GET": "team.view"},
+    "packs:card-export": {"GET": "team.view"},
     "api:schema": {"GET": "public"},
     "api:model-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:model-detail": {"GET": "team.view"},
@@ -162,6 +183,9 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:model-version-artifact": {"GET": "team.view"},
     "api:model-version-alias": {"POST": "registry.upload"},
     "api:model-version-archive": {"POST": "registry.upload"},
+    "api:card-revision-list": {"GET": "team.view", "POST": "registry.upload"},
+    "api:card-revision-detail": {"GET": "team.view"},
+    "api:card-revision-submit": {"POST": "registry.upload"},
     "api:dataset-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:dataset-detail": {"GET": "team.view"},
     "api:dataset-version-list": {"GET": "team.view", "POST": "registry.upload"},
@@ -197,6 +221,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:job-detail": {"GET": "team.view"},
     "api:audit-event-list": {"GET": "audit.read"},
     "api:audit-event-detail": {"GET": "audit.read"},
+    "api:audit-event-proof": {"GET": "audit.read"},
+    "api:audit-checkpoint-list": {"GET": "audit.read"},
+    "api:audit-checkpoint-detail": {"GET": "audit.read"},
+    "api:audit-checkpoint-consistency": {"GET": "audit.read"},
+    "api:audit-export-list": {"GET": "audit.read"},
     "api:member-list": {"GET": "accounts.administer"},
     "api:member-detail": {"GET": "accounts.administer", "PATCH": "accounts.administer"},
     "api:token-list": {"GET": "team.view", "POST": "team.view"},
@@ -280,6 +309,9 @@ def world(cast: Cast) -> World:
     cast.token("data_scientist")
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
+    card = builders.complete_card(cast, version)
+    signer = builders.trusted_signer(cast)[0]
+    sign_artifact(Actor.system("test"), model_version=version, promotion_request_id=request.pk)
     assert version.job is not None
     from apps.audit.models import AuditEvent
 
@@ -291,6 +323,13 @@ def world(cast: Cast) -> World:
         cast,
         {
             "registry.name": version.model.name,
+            "packs.name": version.model.name,
+            "card-export.form": "md",
+            "origin": "installation",
+            "signer-revoke.pk": signer.pk,
+            "version_number": version.number,
+            "card-revision-detail.number": card.number,
+            "card-revision-submit.number": card.number,
             "number": version.number,
             "deployments.name": request.endpoint.name,
             "monitoring.name": request.endpoint.name,
@@ -352,6 +391,10 @@ def world(cast: Cast) -> World:
             "guardrail-remove.pk": rule.pk,
             "guardrail-detail.rule": rule.name,
             "audit-event-detail.seq": event.seq if event else 0,
+            "audit-event-proof.seq": event.seq if event else 0,
+            "event-detail.seq": event.seq if event else 0,
+            "tree_size": 1,
+            "old_size": 1,
         },
     )
 
@@ -410,7 +453,7 @@ def test_members(world: World, role: str, kind: str) -> None:
         scopes = None
     else:
         client = world.cast.api(role)
-        scopes = {"accounts.administer", "promotions.review"}
+        scopes = {"accounts.administer", "promotions.review", "registry.review_card"}
 
     def expected(name: str, method: str, permission: str | None) -> set[int] | None:
         if kind == "token" and not _is_api(name):

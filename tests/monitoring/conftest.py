@@ -21,6 +21,7 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.monitoring.models import LogSegment
 from apps.registry.models import Artifact, ModelVersion, RegisteredModel
 from inference.contracts import LATENCY_BUCKETS_US
+from inference.reconciler import ADD_ROLLUP
 from tests import builders
 from tests.conftest import Cast
 
@@ -82,13 +83,11 @@ def roll_up(
         histogram[next((i for i, bound in enumerate(LATENCY_BUCKETS_US) if latency <= bound), -1)] += 1
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO monitoring_metricrollup (endpoint_id, deployment_id, second, replica_id, requests, rows,"
-            " errors, is_shadow, cpu_us, guardrails, latency_histogram)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            ADD_ROLLUP,
             [
                 deployment.endpoint_id,
                 deployment.pk,
-                second,
+                second.timestamp(),
                 replica,
                 len(latencies_us),
                 len(latencies_us),

@@ -45,6 +45,18 @@ def test_a_step_sums_seconds_and_replicas_of_each_deployment(cast: Cast, endpoin
     assert samples[0].percentile_ms(0.99) == pytest.approx(60.0, rel=0.45)
 
 
+def test_what_a_replica_tells_twice_of_one_second_adds_up(cast: Cast, endpoint: Endpoint) -> None:
+    deployment = deploy(cast, endpoint, 1, at(-60))
+    roll_up(deployment, at(0), [1_000, 60_000], cpu_us=5, guardrails={"age": 2, "income": 1})
+    roll_up(deployment, at(0), [1_000], errors=1, cpu_us=7, guardrails={"age": 3})
+
+    rollup = MetricRollup.objects.get()
+
+    assert (rollup.requests, rollup.rows, rollup.errors, rollup.cpu_us) == (3, 3, 1, 12)
+    assert rollup.guardrails == {"age": 5, "income": 1}
+    assert sum(rollup.latency_histogram) == 3
+
+
 def test_the_window_is_half_open_and_a_cut_step_counts_only_what_it_covers(cast: Cast, endpoint: Endpoint) -> None:
     deployment = deploy(cast, endpoint, 1, at(-60))
     for second in range(-1, 13):

@@ -26,7 +26,7 @@ from console.supervisor import Service, Step, StopRequested, Supervisor, check_d
 NEEDED_DISK_BYTES: Final = 500 * 2**20
 READY_TIMEOUT_S: Final = 120.0
 MANAGE: Final = (sys.executable, str(settings.BASE_DIR / "manage.py"))
-SIGNING_KEYS: Final[tuple[SigningKey, ...]] = ("manifest", "audit")
+SIGNING_KEYS: Final[tuple[SigningKey, ...]] = ("manifest", "audit", "artifact")
 QUIET: Final = {"LOG_LEVEL": "WARNING"}  # the demo's HTTP client logs every request
 AS_OWNER: Final = {"COUNTERSIGN_DATABASE_ROLE": "owner"}
 

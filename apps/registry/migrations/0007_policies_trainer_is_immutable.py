@@ -26,6 +26,6 @@ WITHOUT = FUNCTION.format("", "")
 
 
 class Migration(migrations.Migration):
-    dependencies = [("registry", "0003_policies_trainer_lineage_and_protection")]
+    dependencies = [("registry", "0006_policies_trainer_lineage_and_protection")]
 
     operations = [migrations.RunSQL(WITH_TRAINER, WITHOUT)]

@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('accounts', '0001_initial'),
-        ('registry', '0002_immutable_versions'),
+        ('registry', '0005_packs_artifact_signatures'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
