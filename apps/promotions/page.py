@@ -91,7 +91,7 @@ def _decision(request: HttpRequest, promotion: PromotionRequest) -> dict[str, An
         "afterwards_form": AfterwardsForm(initial=seen, auto_id="id_%s_afterwards"),
         "challenge": challenge_of(request),
         "conditions": condition_forms(None, [*known.may, *(person for person, _ in known.may_not)]),
-        "may_cancel": is_own and (promotion.is_open or promotion.is_revisable),
+        "may_cancel": is_own and (promotion.is_open or promotion.state == RequestState.DRAFT),
         "may_revise": is_own and promotion.is_revisable,
         "may_submit": is_own and promotion.state == RequestState.DRAFT,
     }

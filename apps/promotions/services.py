@@ -117,11 +117,11 @@ def revise_promotion(
 
 @transaction.atomic
 def cancel_promotion(actor: Actor, *, request: PromotionRequest) -> PromotionRequest:
-    """Withdraw one's own request before it is rolled out."""
+    """Withdraw one's own request while nobody has decided."""
     actor.require("promotions.request")
     request = locked(request)
     _require_requester(actor, request)
-    if not request.is_open and not request.is_revisable:
+    if not request.is_open and request.state != RequestState.DRAFT:
         raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
     end_request(actor, request, RequestState.CANCELLED, "promotion.cancelled")
     return request
