@@ -5,6 +5,7 @@ from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
+from apps.accounts.scim import ScimUserViewSet
 from apps.audit.api import AuditEventViewSet, AuditExportViewSet, CheckpointViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
@@ -52,5 +53,9 @@ router.register("audit-export", AuditExportViewSet, "audit-export")
 router.register("members", MembershipViewSet, "member")
 router.register("tokens", ApiTokenViewSet, "token")
 
+# SCIM's addresses end without a slash.
+scim = SimpleRouter(trailing_slash=False)
+scim.register("scim/v2/Users", ScimUserViewSet, "scim-user")
+
 app_name = "api"
-urlpatterns = [path("schema/", SchemaView.as_view(), name="schema"), *router.urls]
+urlpatterns = [path("schema/", SchemaView.as_view(), name="schema"), *router.urls, *scim.urls]

@@ -33,6 +33,7 @@ from apps.accounts.confirmation import (
 )
 from apps.accounts.entrance import may_sign_in, refused
 from apps.accounts.forms import PasskeyForm, PasswordForm
+from apps.accounts.sign_on import provider_name
 from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.permissions import SIGNED_IN, public, require
@@ -48,6 +49,10 @@ class SignInView(LoginView):  # type: ignore[misc]  # the library has no types
         if request.GET.get("next", "").partition("?")[0] == request.path:
             return redirect("accounts:sign-in")
         return super().dispatch(request, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        """The form, and what the organisation's own sign-in is called."""
+        return super().get_context_data(**kwargs) | {"organisation": provider_name()}  # type: ignore[no-any-return]
 
     def form_invalid(self, form: Any) -> HttpResponse:
         """The bound form again, with the status that says that nothing happened."""

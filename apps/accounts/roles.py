@@ -56,7 +56,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
         }
     ),
     # Admins administer people, and hold no other power by it.
-    Role.ADMIN: frozenset({"team.view", "accounts.administer"}),
+    Role.ADMIN: frozenset({"team.view", "accounts.administer", "accounts.provision"}),
 }
 
 
@@ -69,6 +69,7 @@ class Scope(models.TextChoices):
     PROMOTE = "promote", "Request promotions"
     OPERATE = "operate", "Manage endpoints and roll back"
     AUDIT = "audit", "Read the audit log"
+    PROVISION = "provision", "List members and deactivate them (SCIM)"
 
 
 SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
@@ -80,6 +81,7 @@ SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
     Scope.PROMOTE: frozenset({"promotions.request", "promotions.comment"}),
     Scope.OPERATE: frozenset({"deployments.operate"}),
     Scope.AUDIT: frozenset({"audit.read"}),
+    Scope.PROVISION: frozenset({"accounts.provision"}),
 }
 
 

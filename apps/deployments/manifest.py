@@ -150,9 +150,9 @@ def _entry(deployment: Deployment, *, is_active: bool) -> DeploymentEntry:
 
 
 def _tokens() -> dict[int, list[TokenEntry]]:
-    """Tokens that may predict, by team."""
+    """Tokens that may predict, by team. Inference does not look at addresses: a token with a range is not for it."""
     entries: dict[int, list[TokenEntry]] = defaultdict(list)
-    for token in ApiToken.objects.usable().select_related("membership__user").order_by("pk"):
+    for token in ApiToken.objects.usable().filter(networks=[]).select_related("membership__user").order_by("pk"):
         if "deployments.predict" in token.permissions:
             expires_at = token.expires_at.timestamp() if token.expires_at else None
             entries[token.team_id].append(TokenEntry(token.pk, token.digest, expires_at))
