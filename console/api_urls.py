@@ -5,13 +5,14 @@ from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
 from apps.accounts.api import ApiTokenViewSet, MembershipViewSet
+from apps.accounts.scim import ScimUserViewSet
 from apps.audit.api import AuditEventViewSet, AuditExportViewSet, CheckpointViewSet
 from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet, ProvenanceViewSet
-from apps.packs.api import CardRevisionViewSet
+from apps.packs.api import CardRevisionViewSet, EvidencePackViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
@@ -45,6 +46,7 @@ router.register(
 )
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/provenance", ProvenanceViewSet, "provenance")
 router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("evidence-packs", EvidencePackViewSet, "evidence-pack")
 router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")
@@ -53,5 +55,9 @@ router.register("audit-export", AuditExportViewSet, "audit-export")
 router.register("members", MembershipViewSet, "member")
 router.register("tokens", ApiTokenViewSet, "token")
 
+# SCIM's addresses end without a slash.
+scim = SimpleRouter(trailing_slash=False)
+scim.register("scim/v2/Users", ScimUserViewSet, "scim-user")
+
 app_name = "api"
-urlpatterns = [path("schema/", SchemaView.as_view(), name="schema"), *router.urls]
+urlpatterns = [path("schema/", SchemaView.as_view(), name="schema"), *router.urls, *scim.urls]

@@ -51,6 +51,20 @@ def database(role: str) -> dict[str, Any]:
     }
 
 
+def openid_connect(server_url: str) -> dict[str, Any]:
+    """The one provider for single sign-on, as django-allauth wants it; none without an address."""
+    if not server_url:
+        return {}
+    app = {
+        "provider_id": "organisation",
+        "name": os.environ.get("OIDC_NAME", "Single sign-on"),
+        "client_id": os.environ.get("OIDC_CLIENT_ID", ""),
+        "secret": os.environ.get("OIDC_CLIENT_SECRET", ""),
+        "settings": {"server_url": server_url, "oauth_pkce_enabled": True},
+    }
+    return {"openid_connect": {"APPS": [app], "SCOPE": env_list("OIDC_SCOPES", default="openid,profile,email")}}
+
+
 DEBUG = env_bool("DEBUG", default=False)
 SECRET_KEY = INSTALLATION.secret("django_secret_key")
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", default="localhost,127.0.0.1,[::1]")
@@ -92,6 +106,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "apps.core.middleware.RequestIdMiddleware",
+    "apps.core.middleware.PeerAddressMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
@@ -149,6 +164,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+# How many proxies in front append the address that they saw to X-Forwarded-For; 0 ignores the header.
+TRUSTED_PROXY_COUNT = env_int("TRUSTED_PROXY_COUNT", default=0)
+
 # django-allauth does signing in; of its pages only those in apps/accounts/urls.py exist, so nobody can sign up.
 ACCOUNT_ADAPTER = "apps.accounts.adapters.AccountAdapter"
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
@@ -177,6 +195,12 @@ MFA_TOTP_ISSUER = "Countersign"
 MFA_TOTP_TOLERANCE = 1  # codes of the step before and after hold, too; CodeForm keeps one from being used twice
 MFA_RECOVERY_CODES_SHOW_ONCE = True
 MFA_REAUTHENTICATION_REQUIRED = False  # apps.accounts.confirmation asks instead, the same way as for a signature
+
+# Single sign-on by the organisation's OpenID Connect provider, when OIDC_SERVER_URL names one.
+OIDC_NAME = os.environ.get("OIDC_NAME", "Single sign-on")
+OIDC_GROUPS_CLAIM = os.environ.get("OIDC_GROUPS_CLAIM", "groups")
+SOCIALACCOUNT_ADAPTER = "apps.accounts.sign_on.SignOnAdapter"
+SOCIALACCOUNT_PROVIDERS = openid_connect(os.environ.get("OIDC_SERVER_URL", ""))
 
 SESSION_COOKIE_AGE = 12 * 60 * 60
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("HTTPS", default=False)

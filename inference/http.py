@@ -236,8 +236,6 @@ class Connection(asyncio.Protocol):
         self._since = 0.0  # monotonic time at which the current wait began; 0 while none is timed
         self._write_paused_at = 0.0
         self._first: bytes | None = None  # the data in which the current message begins, if it begins there
-        self._usual = REFUSED_HEAD  # the last head that was recognised by its bytes,
-        self._usual_bytes = HEAD_END
         self._reset()
 
     def _reset(self) -> None:
@@ -319,16 +317,9 @@ class Connection(asyncio.Protocol):
 
         Callers that keep a connection repeat their heads, and most of the cost of a small request is its head's.
         """
-        head = self._usual
-        if not data.startswith(self._usual_bytes):
-            end = data.find(HEAD_END) + len(HEAD_END)
-            known = self.server.heads.get(data[:end])
-            if known is None:
-                return False
-            self._usual = head = known
-            self._usual_bytes = data[:end]
-        end = len(self._usual_bytes)
-        if len(data) - end != head.length:
+        end = data.find(HEAD_END) + len(HEAD_END)
+        head = self.server.heads.get(data[:end])
+        if head is None or len(data) - end != head.length:
             return False
         self._since = 0.0
         self._count += 1

@@ -20,7 +20,6 @@ from apps.accounts import entrance
 from apps.accounts.models import User
 
 _MISMATCH = "Email and password do not fit. Try again, or ask an admin of your team."
-_LOCKED = "Too many failed tries. Wait five minutes and try again."
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # the library has no types
@@ -29,8 +28,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # the librar
     error_messages = DefaultAccountAdapter.error_messages | {
         "email_password_mismatch": _MISMATCH,
         "invalid_login": _MISMATCH,
-        "too_many_login_attempts": _LOCKED,
-        "rate_limited": _LOCKED,
+        "too_many_login_attempts": entrance.TOO_MANY_TRIES,
+        "rate_limited": entrance.TOO_MANY_TRIES,
         "incorrect_code": "That code does not fit. Wait for the next one and try again.",
     }
 

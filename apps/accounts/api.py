@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any, ClassVar
 
 from django.db.models import QuerySet
@@ -10,6 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.accounts import services
+from apps.accounts.forms import MAX_NETWORKS
 from apps.accounts.models import ApiToken, Membership
 from apps.accounts.roles import Role, Scope
 from apps.core.api import TeamViewSet
@@ -53,11 +55,25 @@ class MembershipViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamVi
         return Response(self.get_serializer(membership).data)
 
 
+class NetworkField(serializers.CharField):
+    """A network in CIDR."""
+
+    def to_internal_value(self, data: Any) -> str:
+        """Its canonical form."""
+        try:
+            return str(ip_network(super().to_internal_value(data)))
+        except ValueError as error:
+            raise serializers.ValidationError(f"Write a network like 10.20.0.0/16: {error}.") from error
+
+
 class ApiTokenSerializer(serializers.ModelSerializer[ApiToken]):
     """A token without its secret."""
 
     scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.choices), min_length=1)
     lifetime_days = serializers.IntegerField(min_value=1, max_value=365, write_only=True)
+    networks = serializers.ListField(
+        child=NetworkField(max_length=43), max_length=MAX_NETWORKS, required=False, help_text="CIDR; none: everywhere."
+    )
     owner = serializers.CharField(source="membership.user.name", read_only=True)
 
     class Meta:
@@ -70,6 +86,7 @@ class ApiTokenSerializer(serializers.ModelSerializer[ApiToken]):
             "scopes",
             "state",
             "lifetime_days",
+            "networks",
             "created_at",
             "expires_at",
             "last_used_at",

@@ -10,6 +10,7 @@ from django.utils import timezone
 from rest_framework import authentication, exceptions
 from rest_framework.request import Request
 
+from apps.accounts.factors import lacks_second_factor
 from apps.accounts.models import ApiToken, Membership
 from apps.accounts.services import TOKEN_PREFIX, digest_of
 from apps.audit.actor import Actor
@@ -21,13 +22,13 @@ class TokenAuthentication(authentication.BaseAuthentication):
     """``Authorization: Bearer csn_…``: acts as the token's owner, in its team, within its scopes."""
 
     def authenticate(self, request: Request) -> tuple[Any, ApiToken] | None:
-        """Identify the caller; refuses an unknown, expired or revoked token with 401, whatever the reason."""
+        """Identify the caller; refuses a token that is unknown, expired, revoked or from elsewhere, all alike."""
         kind, _, secret = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
             return None
-        tokens = ApiToken.objects.usable().select_related("membership__user", "team")
+        tokens = ApiToken.objects.usable().select_related("membership__user", "membership__team", "team")
         token = tokens.filter(digest=digest_of(secret)).first() if secret.startswith(TOKEN_PREFIX) else None
-        if token is None:
+        if token is None or not token.is_good_from(request.META.get("REMOTE_ADDR", "")):
             raise exceptions.AuthenticationFailed("The token is not known, has expired or was revoked.")
         now = timezone.now()
         stale = Q(last_used_at=None) | Q(last_used_at__lt=now - _LAST_USED_PRECISION)
@@ -59,5 +60,5 @@ def _attach(request: Request, membership: Membership, token: ApiToken) -> None:
         address=plain.META.get("REMOTE_ADDR", ""),
         request_id=plain.request_id,
         token_id=token.pk,
-        permissions=token.permissions,
+        permissions=frozenset() if lacks_second_factor(membership) else token.permissions,
     )

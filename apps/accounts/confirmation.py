@@ -80,11 +80,6 @@ def factors_of(user: User) -> tuple[str, ...]:
     return tuple(factor for factor in _WORDS if factor in has)
 
 
-def has_second_factor(user: User) -> bool:
-    """True if signing in takes more than a password."""
-    return bool(Authenticator.objects.filter(user=user, type__in=_KINDS).exists())
-
-
 def challenge_of(request: HttpRequest) -> Challenge:
     """What the next confirmation of this session takes."""
     factors = factors_of(person_of(request))

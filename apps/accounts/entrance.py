@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from allauth.core.internal import ratelimit
 from django.contrib import messages
 from django.core.cache import cache
 from django.db import transaction
@@ -13,7 +16,9 @@ from django.shortcuts import redirect
 from apps.accounts.models import Membership, User
 from apps.audit.actor import Actor
 from apps.audit.services import record
+from apps.core.errors import DomainError
 
+TOO_MANY_TRIES = "Too many failed tries. Wait five minutes and try again."
 _QUIET_S = 300
 """Of many failed tries of one account, one in this time is recorded, and one lockout: strangers do not fill the log."""
 
@@ -47,6 +52,22 @@ def record_failure(request: HttpRequest, email: str) -> None:
 def record_lockout(request: HttpRequest, email: str) -> None:
     """Tries as ``email``, or from this address, are refused unseen for some minutes."""
     _record_stranger(request, email, "session.locked_out")
+
+
+@contextmanager
+def counted_try(request: HttpRequest, email: str) -> Iterator[None]:
+    """Count a try at a password outside the sign-in page; one that raises nothing is forgiven.
+
+    It counts with the tries on the sign-in page. Raises ``DomainError`` when there were too many.
+    """
+    limits = {"login_failed_address": None, "login_failed": email.strip().lower()}
+    usages = [ratelimit.consume(request, app="allauth.account", action=a, key=key) for a, key in limits.items()]
+    if not all(usages):
+        record_lockout(request, email)
+        raise DomainError(TOO_MANY_TRIES)
+    yield
+    for usage in usages:
+        usage.rollback()
 
 
 def _record_stranger(request: HttpRequest, email: str, action: str) -> None:

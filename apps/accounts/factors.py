@@ -12,7 +12,7 @@ from allauth.mfa.totp.internal.auth import TOTP
 from allauth.mfa.webauthn.internal.auth import WebAuthn
 from django.db import transaction
 
-from apps.accounts.models import Membership, User
+from apps.accounts.models import Membership, Team, User
 from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict
@@ -65,6 +65,25 @@ def renew_recovery_codes(actor: Actor, *, user: User) -> None:
         raise Conflict("Recovery codes stand in for a second factor. Set up an authenticator app or a passkey first.")
     mine.filter(type=_Type.RECOVERY_CODES).delete()
     _record(actor, "factor.added", RecoveryCodes.activate(user).instance)
+
+
+def has_second_factor(user: User) -> bool:
+    """True if signing in takes more than a password."""
+    return bool(Authenticator.objects.filter(user=user, type__in=(_Type.TOTP, _Type.WEBAUTHN)).exists())
+
+
+def lacks_second_factor(membership: Membership) -> bool:
+    """True for a person whose team wants a second factor of its members, and who has none."""
+    if not membership.team.requires_second_factor or membership.user.is_service:
+        return False
+    return not has_second_factor(membership.user)
+
+
+def people_without_second_factor(team: Team) -> list[str]:
+    """The names of the team's active people who have none."""
+    secured = Authenticator.objects.filter(type__in=(_Type.TOTP, _Type.WEBAUTHN)).values("user")
+    people = Membership.objects.active().people().filter(team=team).exclude(user__in=secured)
+    return list(people.order_by("user__name").values_list("user__name", flat=True)[:500])
 
 
 def unseen_recovery_codes(user: User) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_network
 from typing import Any
 
 from allauth.account.forms import LoginForm
@@ -15,6 +16,7 @@ from django.core.cache import cache
 
 from apps.accounts.roles import Role, Scope
 
+MAX_NETWORKS = 20
 _CODE_REPLAY_S = 150
 """Longer than any code is valid."""
 
@@ -113,6 +115,30 @@ class MemberForm(forms.Form):
     is_active = forms.BooleanField(required=False, label="Active")
 
 
+class NetworksField(forms.CharField):
+    """CIDR ranges, separated by commas or blanks, as a list of canonical ones."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            label="Only from",
+            required=False,
+            max_length=1_000,
+            help_text="Networks like 10.20.0.0/16, separated by commas. Empty: from everywhere. A token with a range"
+            " is for this console’s API; inference does not take it.",
+            **kwargs,
+        )
+
+    def clean(self, value: Any) -> Any:
+        """Raises ``ValidationError`` for what is no network, and for more than ``MAX_NETWORKS``."""
+        parts = str(super().clean(value)).replace(",", " ").split()
+        if len(parts) > MAX_NETWORKS:
+            raise forms.ValidationError(f"At most {MAX_NETWORKS} networks.")
+        try:
+            return [str(ip_network(part)) for part in parts]
+        except ValueError as error:
+            raise forms.ValidationError(f"Write networks like 10.20.0.0/16 or 2001:db8::/32: {error}.") from error
+
+
 class TokenForm(forms.Form):
     """A new token."""
 
@@ -124,3 +150,28 @@ class TokenForm(forms.Form):
         choices=[(30, "30 days"), (90, "90 days"), (365, "1 year")],
         initial=90,
     )
+    networks = NetworksField()
+
+
+class ServiceAccountForm(forms.Form):
+    """A new service account."""
+
+    name = forms.CharField(max_length=120, help_text="The program, e.g. “nightly training”.")
+    roles = forms.MultipleChoiceField(
+        choices=Role.choices,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="Its tokens can do no more than these, and never approve.",
+    )
+
+
+class GroupMappingForm(forms.Form):
+    """Which role a group of the organisation has."""
+
+    group = forms.CharField(max_length=200, help_text="As the organisation’s sign-in names it.")
+    role = forms.ChoiceField(choices=Role.choices)
+
+
+class SecondFactorForm(forms.Form):
+    """Whether the team wants a second factor."""
+
+    is_required = forms.BooleanField(required=False, label="Members need a second factor")

@@ -246,6 +246,6 @@ class ApiToken(models.Model):
 
 def current_membership(user: Any, slug: str | None) -> Membership | None:
     """The active membership of ``user`` in the team ``slug``, or in the first of the user's teams."""
-    memberships = Membership.objects.active().filter(user=user).select_related("team").order_by("team__name")
+    memberships = Membership.objects.active().filter(user=user).select_related("team", "user").order_by("team__name")
     chosen = memberships.filter(team__slug=slug).first() if slug else None
     return chosen or memberships.first()

@@ -33,6 +33,7 @@ from apps.accounts.confirmation import (
 )
 from apps.accounts.entrance import may_sign_in, refused
 from apps.accounts.forms import PasskeyForm, PasswordForm
+from apps.accounts.sign_on import provider_name
 from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.permissions import SIGNED_IN, public, require
@@ -48,6 +49,10 @@ class SignInView(LoginView):  # type: ignore[misc]  # the library has no types
         if request.GET.get("next", "").partition("?")[0] == request.path:
             return redirect("accounts:sign-in")
         return super().dispatch(request, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        """The form, and what the organisation's own sign-in is called."""
+        return super().get_context_data(**kwargs) | {"organisation": provider_name()}  # type: ignore[no-any-return]
 
     def form_invalid(self, form: Any) -> HttpResponse:
         """The bound form again, with the status that says that nothing happened."""
@@ -176,6 +181,12 @@ def passkey_add_options(request: HttpRequest) -> JsonResponse:
     return JsonResponse(passkeys.begin_registration(request.user, True))
 
 
+def _after_adding(request: HttpRequest) -> HttpResponse:
+    """The first factor brings recovery codes, which the person has to keep now."""
+    has_new_codes = factors.has_unseen_codes(person_of(request))
+    return redirect("accounts:recovery-codes" if has_new_codes else "accounts:security")
+
+
 @never_cache
 @require_http_methods(["GET", "POST"])
 @require(SIGNED_IN)
@@ -189,9 +200,7 @@ def passkey_add(request: HttpRequest) -> HttpResponse:
             request.actor, user=person_of(request), name=form.cleaned_data["name"], credential=credential
         )
         messages.success(request, "Your passkey is set up.")
-        return redirect(
-            "accounts:recovery-codes" if factors.has_unseen_codes(person_of(request)) else "accounts:security"
-        )
+        return _after_adding(request)
     return render(request, "accounts/passkey_add.html", {"form": form}, status=422 if form.errors else 200)
 
 
@@ -205,7 +214,7 @@ def totp_add(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         factors.add_totp(request.actor, user=person_of(request), secret=form.secret)
         messages.success(request, "Your authenticator app is set up. Signing in takes its code from now on.")
-        return redirect("accounts:recovery-codes")
+        return _after_adding(request)
     context = {"form": form, **factors.totp_setup(person_of(request), form.secret)}
     return render(request, "accounts/totp_add.html", context, status=422 if form.errors else 200)
 

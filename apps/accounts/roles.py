@@ -51,7 +51,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
         }
     ),
     # Admins administer people, and hold no other power by it.
-    Role.ADMIN: frozenset({"team.view", "accounts.administer"}),
+    Role.ADMIN: frozenset({"team.view", "accounts.administer", "accounts.provision"}),
 }
 
 
@@ -64,6 +64,7 @@ class Scope(models.TextChoices):
     PROMOTE = "promote", "Request promotions"
     OPERATE = "operate", "Manage endpoints and roll back"
     AUDIT = "audit", "Read the audit log"
+    PROVISION = "provision", "List members and deactivate them (SCIM)"
 
 
 SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
@@ -75,6 +76,7 @@ SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
     Scope.PROMOTE: frozenset({"promotions.request"}),
     Scope.OPERATE: frozenset({"deployments.operate"}),
     Scope.AUDIT: frozenset({"audit.read"}),
+    Scope.PROVISION: frozenset({"accounts.provision"}),
 }
 
 

@@ -15,10 +15,18 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from apps.accounts import services
-from apps.accounts.forms import AcceptInvitationForm, InvitationForm, MemberForm, TokenForm
+from apps.accounts import entrance, factors, services, sign_on
+from apps.accounts.forms import (
+    AcceptInvitationForm,
+    GroupMappingForm,
+    InvitationForm,
+    MemberForm,
+    SecondFactorForm,
+    ServiceAccountForm,
+    TokenForm,
+)
 from apps.accounts.middleware import TEAM_SESSION_KEY
-from apps.accounts.models import ApiToken, Invitation, Membership
+from apps.accounts.models import ApiToken, GroupMapping, Invitation, Membership
 from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.permissions import SIGNED_IN, public, require
@@ -51,14 +59,16 @@ def team_switch(request: HttpRequest) -> HttpResponse:
 def invitation_accept(request: HttpRequest, secret: str) -> HttpResponse:
     """Join a team by the link of an invitation."""
     invitation = Invitation.objects.select_related("team").filter(digest=services.digest_of(secret)).first()
-    is_open = invitation is not None and invitation.is_open
+    if invitation is not None and not invitation.is_open:
+        invitation = None
     form = AcceptInvitationForm(request.POST or None)
-    if is_open and request.method == "POST" and form.is_valid():
+    if invitation is not None and request.method == "POST" and form.is_valid():
         try:
             address = request.META.get("REMOTE_ADDR", "")
-            membership = services.accept_invitation(
-                secret=secret, **form.cleaned_data, address=address, request_id=request.request_id
-            )
+            with entrance.counted_try(request, invitation.email):
+                membership = services.accept_invitation(
+                    secret=secret, **form.cleaned_data, address=address, request_id=request.request_id
+                )
         except DomainError as error:
             form.add_error(error.field, error.message)
         else:
@@ -66,8 +76,8 @@ def invitation_accept(request: HttpRequest, secret: str) -> HttpResponse:
             response = perform_password_login(request, {"email": membership.user.email}, Login(user=membership.user))
             request.session[TEAM_SESSION_KEY] = membership.team.slug
             return response  # type: ignore[no-any-return]
-    status = 404 if not is_open else 422 if form.errors else 200
-    context = {"form": form, "invitation": invitation if is_open else None}
+    status = 404 if invitation is None else 422 if form.errors else 200
+    context = {"form": form, "invitation": invitation}
     return render(request, "accounts/invitation_accept.html", context, status=status)
 
 
@@ -89,10 +99,20 @@ def member_list(request: HttpRequest) -> HttpResponse:
     context = {
         "form": form,
         "link": link,
-        "members": Membership.objects.for_team(request.team).select_related("user")[:500],
+        "members": Membership.objects.for_team(request.team).people().select_related("user")[:500],
         "invitations": Invitation.objects.for_team(request.team).filter(accepted_at=None)[:200],
     }
     return render(request, "accounts/member_list.html", context, status=422 if form.errors else 200)
+
+
+@require_POST
+@require("accounts.administer")
+def invitation_revoke(request: HttpRequest, pk: int) -> HttpResponse:
+    """Make an invitation's link useless."""
+    invitation = get_object_or_404(Invitation.objects.for_team(request.team), pk=pk)
+    services.revoke_invitation(request.actor, invitation=invitation)
+    messages.success(request, f"The invitation of {invitation.email} is void.")
+    return redirect("accounts:member-list")
 
 
 @require_http_methods(["GET", "POST"])
@@ -112,6 +132,106 @@ def member_edit(request: HttpRequest, pk: int) -> HttpResponse:
             return redirect("accounts:member-list")
     context = {"form": form, "membership": membership}
     return render(request, "accounts/member_edit.html", context, status=422 if form.errors else 200)
+
+
+@require_http_methods(["GET", "POST"])
+@require("accounts.administer")
+def service_account_list(request: HttpRequest) -> HttpResponse:
+    """The team's programs; POST makes one."""
+    form = ServiceAccountForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            account = services.create_service_account(request.actor, team=request.team, **form.cleaned_data)
+        except DomainError as error:
+            form.add_error(error.field, error.message)
+        else:
+            return redirect("accounts:service-account-detail", pk=account.pk)
+    context = {"form": form, "accounts": _service_accounts(request)[: services.MAX_SERVICE_ACCOUNTS]}
+    return render(request, "accounts/service_account_list.html", context, status=422 if form.errors else 200)
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@require("accounts.administer")
+def service_account_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    """One program's tokens; POST creates one and shows it this once."""
+    account = get_object_or_404(_service_accounts(request), pk=pk)
+    form = TokenForm(request.POST or None)
+    secret = ""
+    if request.method == "POST" and form.is_valid():
+        try:
+            _, secret = services.create_token(request.actor, membership=account, **form.cleaned_data)
+        except DomainError as error:
+            form.add_error(error.field, error.message)
+        else:
+            form = TokenForm()
+    context = {"account": account, "form": form, "secret": secret, "tokens": account.tokens.all()[:200]}
+    return render(request, "accounts/service_account_detail.html", context, status=422 if form.errors else 200)
+
+
+def _service_accounts(request: HttpRequest) -> Any:
+    accounts = Membership.objects.for_team(request.team).filter(user__is_service=True)
+    return accounts.select_related("user", "team")
+
+
+@require_http_methods(["GET", "POST"])
+@require("accounts.administer")
+def sign_in_settings(request: HttpRequest) -> HttpResponse:
+    """How the team's members sign in; POST says whether they need a second factor."""
+    form = SecondFactorForm(request.POST if request.method == "POST" else None, initial=_second_factor(request))
+    if request.method == "POST" and form.is_valid():
+        try:
+            services.require_second_factor(request.actor, team=request.team, **form.cleaned_data)
+        except DomainError as error:
+            form.add_error(None, error.message)
+        else:
+            messages.success(request, "Saved.")
+            return redirect("accounts:sign-in-settings")
+    return _sign_in_settings(request, form, GroupMappingForm())
+
+
+@require_POST
+@require("accounts.administer")
+def group_mapping_add(request: HttpRequest) -> HttpResponse:
+    """Give a group of the organisation a role."""
+    form = GroupMappingForm(request.POST)
+    if form.is_valid():
+        try:
+            services.map_group(request.actor, team=request.team, **form.cleaned_data)
+        except DomainError as error:
+            form.add_error(error.field, error.message)
+        else:
+            messages.success(request, "Added. It holds from each member’s next sign-in on.")
+            return redirect("accounts:sign-in-settings")
+    return _sign_in_settings(request, SecondFactorForm(initial=_second_factor(request)), form)
+
+
+@require_POST
+@require("accounts.administer")
+def group_mapping_remove(request: HttpRequest, pk: int) -> HttpResponse:
+    """Take the role from the group."""
+    mapping = get_object_or_404(GroupMapping.objects.for_team(request.team).select_related("team"), pk=pk)
+    services.unmap_group(request.actor, mapping=mapping)
+    messages.success(request, "Removed.")
+    return redirect("accounts:sign-in-settings")
+
+
+def _second_factor(request: HttpRequest) -> dict[str, bool]:
+    return {"is_required": request.team.requires_second_factor}
+
+
+def _sign_in_settings(request: HttpRequest, form: SecondFactorForm, mapping_form: GroupMappingForm) -> HttpResponse:
+    context = {
+        "form": form,
+        "mapping_form": mapping_form,
+        "mappings": GroupMapping.objects.for_team(request.team)[: services.MAX_GROUP_MAPPINGS],
+        "without": factors.people_without_second_factor(request.team),
+        "provider": sign_on.provider_name(),
+        "callback": sign_on.callback_url(request),
+    }
+    return render(
+        request, "accounts/sign_in_settings.html", context, status=422 if form.errors or mapping_form.errors else 200
+    )
 
 
 @never_cache

@@ -48,6 +48,14 @@ class Split:
         return [row for row in self.answering if _is_canary(row)]
 
     @property
+    def idle_shadows(self) -> set[int]:
+        """Ids of the shadows that get no copies, because the champion of today takes other inputs than they do."""
+        if self.champion is None:
+            return set()
+        inputs = self.champion.model_version.signature["inputs"]
+        return {row.pk for row in self.shadows if row.model_version.signature["inputs"] != inputs}
+
+    @property
     def state(self) -> str:
         """Names the split, e.g. ``12:95,15:5``: deployment ids with their weights."""
         return ",".join(f"{row.pk}:{row.weight}" for row in self.answering)
@@ -122,9 +130,9 @@ def check_shadow(endpoint: Endpoint, model_version: ModelVersion) -> None:
         raise Conflict(f"{model_version} is on {endpoint.name} already.", field="model_version")
     if not model_version.is_ready:
         raise Conflict(f"{model_version} is not ready: only a version that passed validation can shadow.")
-    if _interface(model_version, "inputs") != _interface(split.champion.model_version, "inputs"):
+    if model_version.signature["inputs"] != split.champion.model_version.signature["inputs"]:
         raise Conflict(
-            f"{model_version} takes other inputs than {split.champion.model_version}: every copy would fail.",
+            f"{model_version} takes other inputs than {split.champion.model_version}, so it cannot get copies.",
             field="model_version",
         )
 
@@ -151,9 +159,7 @@ def _is_canary(row: Deployment) -> bool:
     return row.role == DeploymentRole.CANARY
 
 
-def _interface(model_version: ModelVersion, *sides: str) -> set[tuple[str, str, str]]:
+def _interface(model_version: ModelVersion) -> set[tuple[str, str, str]]:
     """What a caller has to know of a model: the tensors by side, name and datatype."""
     signature = model_version.signature
-    return {
-        (side, spec["name"], spec["datatype"]) for side in sides or ("inputs", "outputs") for spec in signature[side]
-    }
+    return {(side, spec["name"], spec["datatype"]) for side in ("inputs", "outputs") for spec in signature[side]}

@@ -129,7 +129,7 @@ def test_no_scope_lets_a_token_approve_or_administer() -> None:
 
 
 def test_an_admin_has_no_other_power() -> None:
-    assert ROLE_PERMISSIONS[Role.ADMIN] == {"team.view", "accounts.administer"}
+    assert ROLE_PERMISSIONS[Role.ADMIN] == {"team.view", "accounts.administer", "accounts.provision"}
 
 
 def test_a_revoked_token_and_a_disabled_member_are_refused_at_once(cast: Cast) -> None:

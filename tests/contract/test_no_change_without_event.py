@@ -82,6 +82,7 @@ def clients(world: World) -> dict[tuple[str, bool], Any]:
     for role in ("analyst", "data_scientist", "operator", "compliance_officer", "admin"):
         made[role, False], made[role, True] = world.cast.browser(role), world.cast.api(role)
         made[role, False].raise_request_exception = made[role, True].raise_request_exception = False
+        made[role, True].get("/api/v1/tokens/")  # that a token was used is noted once a minute
     return made
 
 
@@ -145,9 +146,9 @@ def test_whatever_a_route_changes_comes_with_an_event(world: World, clients: dic
             silent.append(f"{method} {name} changed {changed} without an event (status {status})")
         if not changed and f"{method} {name}" in BODIES:
             ineffective.append(f"{method} {name} as {role} changed nothing (status {status})")
-    assert silent == []
-    assert ineffective == []
-    assert effective >= 30
+    assert "\n".join(silent) == ""
+    assert "\n".join(ineffective) == ""
+    assert effective >= 40
 
 
 def test_with_the_audit_insert_broken_no_route_changes_anything(
@@ -161,4 +162,4 @@ def test_with_the_audit_insert_broken_no_route_changes_anything(
         changed, _, status = _effect(world, clients[role, name.startswith("api:")], method, name, before)
         if changed:
             changes.append(f"{method} {name} changed {changed} (status {status})")
-    assert changes == []
+    assert "\n".join(changes) == ""

@@ -185,6 +185,16 @@ def test_a_canary_leaves_the_champion_something_and_has_its_interface(stage: Sta
         services.add_shadow(stage.operator, endpoint=stage.endpoint, model_version=other)
 
 
+def test_a_shadow_that_does_not_fit_a_new_champion_is_named(stage: Stage) -> None:
+    shadow = stage.shadow()
+    assert Split.of(stage.endpoint).idle_shadows == set()
+    builders.live_request(stage.cast, stage.version(takes="features"), stage.endpoint)
+    assert Split.of(stage.endpoint).idle_shadows == {shadow.pk}
+    client = stage.cast.browser("operator")
+    page = client.get(f"/endpoints/{stage.endpoint.name}/traffic/").content.decode()
+    assert "gets no copies" in page
+
+
 def test_the_first_version_takes_everything(cast: Cast) -> None:
     with pytest.raises(DomainError, match="takes all traffic"):
         builders.submitted_request(cast, initial_weight=5)

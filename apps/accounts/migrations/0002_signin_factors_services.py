@@ -61,4 +61,9 @@ class Migration(migrations.Migration):
                 'constraints': [models.UniqueConstraint(fields=('team', 'group', 'role'), name='group_mapping_once')],
             },
         ),
+        migrations.AlterField(
+            model_name='apitoken',
+            name='scopes',
+            field=django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('read', 'Read everything the owner sees'), ('predict', 'Call inference endpoints'), ('build', 'Upload models and datasets, run evaluations'), ('promote', 'Request promotions'), ('operate', 'Manage endpoints and roll back'), ('audit', 'Read the audit log'), ('provision', 'List members and deactivate them (SCIM)')], max_length=32), size=None),
+        ),
     ]
