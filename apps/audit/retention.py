@@ -38,7 +38,7 @@ def prune_bodies(actor: Actor, *, older_than_days: int) -> int:
             "UPDATE audit_auditevent SET body = %s WHERE seq <= %s AND body <> %s AND action <> %s",
             [NO_BODY, last.seq, NO_BODY, PRUNED],
         )
-        count = int(cursor.rowcount)
+        count: int = cursor.rowcount
         cursor.execute("SET LOCAL countersign.retention = 'off'")
     if count:
         after = {"from_seq": 1, "until_seq": last.seq, "events": count, "older_than_days": older_than_days}
