@@ -109,6 +109,7 @@ class PromotionRequestSerializer(serializers.ModelSerializer[PromotionRequest]):
             "rollout",
             "rollout_message",
             "initial_weight",
+            "alias",
             "justification",
             "artifact_digest",
             "evidence_digest",
@@ -140,6 +141,7 @@ class NewPromotionSerializer(serializers.Serializer[Any]):
     model_version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     justification = serializers.CharField(max_length=4_000)
     initial_weight = serializers.IntegerField(min_value=1, max_value=100, default=100)
+    alias = serializers.CharField(max_length=63, default="")
     is_draft = serializers.BooleanField(default=False)
 
 
@@ -203,6 +205,7 @@ class PromotionRequestViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, 
             endpoint=endpoint,
             justification=wanted["justification"],
             initial_weight=wanted["initial_weight"],
+            alias=wanted["alias"],
         )
         return Response(self.get_serializer(promotion).data, status=status.HTTP_201_CREATED)
 

@@ -38,7 +38,7 @@ def current_binding(request: PromotionRequest) -> dict[str, Any]:
         "evidence_digest": digest_of(request.evidence),
         "policy": _policy(request),
         "is_protected": request.endpoint.is_protected,
-        "plan": {"initial_weight": request.initial_weight},
+        "plan": {"initial_weight": request.initial_weight, "alias": request.alias or None},
     }
 
 

@@ -13,6 +13,7 @@ from apps.deployments.models import Endpoint
 from apps.policies.approvals import Person
 from apps.promotions.models import MEANINGS, Decision, Meaning, Severity
 from apps.promotions.reviews import Condition
+from apps.registry.models import AliasProtection
 
 _CONDITION_ROWS: Final = 3
 _DECISIONS: Final = (
@@ -47,11 +48,20 @@ class PromotionForm(RevisionForm):
     """Where to promote a version, and why."""
 
     endpoint = forms.ModelChoiceField(queryset=Endpoint.objects.none(), empty_label="Choose an endpoint")
-    field_order = ("endpoint", "initial_weight", "justification")
+    alias = forms.ChoiceField(
+        label="Protected alias that moves along",
+        required=False,
+        help_text="It points at the version once it goes into service. The approval binds it.",
+    )
+    field_order = ("endpoint", "initial_weight", "alias", "justification")
 
-    def __init__(self, *args: Any, endpoints: QuerySet[Endpoint], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, endpoints: QuerySet[Endpoint], aliases: QuerySet[AliasProtection], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.fields["endpoint"].queryset = endpoints
+        names = [row.name for row in aliases]
+        self.fields["alias"].choices = [("", "None"), *((name, name) for name in names)]
 
 
 class SignatureForm(forms.Form):

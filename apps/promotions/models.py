@@ -123,6 +123,8 @@ class PromotionRequest(models.Model):
     rollout_message = models.CharField(max_length=500, blank=True)
     deployment_id = models.BigIntegerField(null=True)
     initial_weight = models.PositiveSmallIntegerField(default=100)
+    alias = models.CharField(max_length=63, blank=True)  # a protected alias of the model that moves along
+    alias_before = models.BigIntegerField(null=True)  # the version that it pointed at before it moved
     justification = models.TextField(max_length=4_000)
     round = models.PositiveSmallIntegerField(default=1)
     artifact_digest = models.CharField(max_length=64, blank=True)

@@ -22,6 +22,8 @@ from apps.promotions import rules
 from apps.promotions.binding import what_changed
 from apps.promotions.models import Finding, PromotionRequest, RequestState, RolloutState
 from apps.promotions.services import approve_request, end_request, locked, return_to_review
+from apps.registry.models import Alias, ModelVersion
+from apps.registry.services import set_alias
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +93,34 @@ def _start_rollout(request: PromotionRequest) -> None:
         _set_rollout(request, RolloutState.FAILED, message)
         return
     request.deployment_id = deployment.pk
+    if request.alias:
+        _move_alias(request)
     _set_rollout(request, RolloutState.APPLYING, "Inference is loading the version.")
     if deployment.role == DeploymentRole.CHAMPION:
         _supersede_older(request)
+
+
+def _move_alias(request: PromotionRequest) -> None:
+    """Point the protected alias at the version, and remember where it came from."""
+    version = request.model_version
+    before = Alias.objects.filter(model_id=version.model_id, name=request.alias).first()
+    request.alias_before = before.model_version_id if before else None
+    request.save(update_fields=["alias_before"])
+    set_alias(_CONTROLLER, model_version=version, name=request.alias, approved_request_id=request.pk)
+
+
+def _put_alias_back(actor: Actor, request: PromotionRequest) -> None:
+    """Have the alias point where it did before, unless it has moved on; without such a version it goes."""
+    version = request.model_version
+    alias = Alias.objects.filter(model_id=version.model_id, name=request.alias, model_version=version).first()
+    if alias is None:
+        return
+    before = ModelVersion.objects.ready().filter(pk=request.alias_before).first()
+    if before is not None:
+        set_alias(actor, model_version=before, name=request.alias, approved_request_id=request.pk)
+        return
+    record(actor, "alias.removed", alias, team=request.team, before={"model_version": version.number})
+    alias.delete()
 
 
 def _why_wait(request: PromotionRequest) -> str:
@@ -216,6 +243,8 @@ def revoke(actor: Actor, request: PromotionRequest, reason: str, after: dict[str
     serves = request.rollout in (RolloutState.APPLYING, RolloutState.LIVE, RolloutState.FAILED)
     after = {"fallback": fallback, **(after or {})}
     end_request(actor, request, RequestState.REVOKED, "promotion.revoked", reason=reason, after=after)
+    if request.alias and fallback is not Fallback.WARN:
+        _put_alias_back(actor, request)
     if request.deployment_id is not None and serves and fallback is not Fallback.WARN:
         withdraw_version(
             actor,

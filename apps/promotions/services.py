@@ -27,7 +27,7 @@ from apps.promotions.models import (
 )
 from apps.promotions.rules import document_of, eligibility, policy_for
 from apps.registry.artifact_signing import request_signature
-from apps.registry.models import ModelVersion, ModelVersionState
+from apps.registry.models import AliasProtection, ModelVersion, ModelVersionState
 
 
 @transaction.atomic
@@ -39,10 +39,12 @@ def request_promotion(
     endpoint: Endpoint,
     justification: str,
     initial_weight: int = 100,
+    alias: str = "",
 ) -> PromotionRequest:
     """Ask for a version to answer on an endpoint; freezes the evidence as it stands now.
 
     ``initial_weight`` is its share of the traffic in per cent when it starts: 100 for a champion, less for a canary.
+    ``alias`` names a protected alias that is to point at the version once it goes into service.
     """
     actor.require("promotions.request")
     request = create_request(
@@ -52,6 +54,7 @@ def request_promotion(
         endpoint=endpoint,
         justification=justification,
         initial_weight=initial_weight,
+        alias=alias,
     )
     return _submit(actor, request, action="promotion.submitted")
 
@@ -65,6 +68,7 @@ def draft_promotion(
     endpoint: Endpoint,
     justification: str,
     initial_weight: int = 100,
+    alias: str = "",
 ) -> PromotionRequest:
     """Write a request down without submitting it: nothing is frozen, and nobody is asked."""
     actor.require("promotions.request")
@@ -75,6 +79,7 @@ def draft_promotion(
         endpoint=endpoint,
         justification=justification,
         initial_weight=initial_weight,
+        alias=alias,
     )
     record(actor, "promotion.drafted", request, team=team, reason=justification)
     return request
@@ -144,13 +149,17 @@ def return_to_review(actor: Actor, request: PromotionRequest, reason: str) -> No
         end_request(actor, request, RequestState.REVOKED, "promotion.revoked", reason=f"{reason} {error.message}")
 
 
-def create_request(actor: Actor, *, initial_weight: int, **values: Any) -> PromotionRequest:
+def create_request(actor: Actor, *, team: Any, initial_weight: int, alias: str = "", **values: Any) -> PromotionRequest:
     """A draft. The caller has checked the permission, and records the event."""
     _require_share(initial_weight)
+    if alias and not AliasProtection.objects.for_team(team).filter(name=alias).exists():
+        raise DomainError(f"“{alias}” is no protected alias: set it on the version’s page.", field="alias")
     now = timezone.now()
     return PromotionRequest.objects.create(
+        team=team,
         state=RequestState.DRAFT,
         initial_weight=initial_weight,
+        alias=alias,
         requested_by_id=actor.person_id,
         requested_at=now,
         expires_at=now + DRAFT_LIFETIME,

@@ -33,7 +33,7 @@ from apps.promotions.forms import (
 from apps.promotions.inbox import endpoint_notices, inbox_page
 from apps.promotions.models import Comment, Finding, PromotionRequest, Review
 from apps.promotions.page import request_page, rollout_card
-from apps.registry.models import ModelVersion
+from apps.registry.models import AliasProtection, ModelVersion
 
 
 @require_GET
@@ -56,7 +56,8 @@ def request_list(request: HttpRequest) -> HttpResponse:
 def request_create(request: HttpRequest, name: str, number: int) -> HttpResponse:
     """Ask for a version to be promoted, or write a draft of that."""
     model_version = _model_version(request, name, number)
-    form = PromotionForm(request.POST or None, endpoints=Endpoint.objects.for_team(request.team))
+    aliases = AliasProtection.objects.for_team(request.team)
+    form = PromotionForm(request.POST or None, endpoints=Endpoint.objects.for_team(request.team), aliases=aliases)
     is_draft = "draft" in request.POST
     create = services.draft_promotion if is_draft else services.request_promotion
     if request.method == "POST" and form.is_valid():

@@ -32,7 +32,7 @@ from apps.promotions.models import (
     Severity,
 )
 from apps.registry.models import ModelVersion
-from apps.registry.services import upload_model_version
+from apps.registry.services import protect_alias, set_alias, upload_model_version
 from tests import builders
 from tests.conftest import PASSWORD, Cast
 
@@ -536,3 +536,29 @@ def test_what_replicas_refuse_raises_an_alert(cast: Cast) -> None:
     row.refresh_from_db()
     assert row.ended_at is not None
     assert request.team_id in AuditEvent.objects.filter(action="manifest.refused").values_list("team_id", flat=True)
+
+
+def test_a_protected_alias_moves_with_an_approved_request_and_back_when_it_is_revoked(cast: Cast) -> None:
+    of, endpoint = builders.model(cast), builders.endpoint(cast)
+    first, second = builders.ready_version(cast, of), builders.ready_version(cast, of)
+    scientist, officer = cast.actor("data_scientist"), cast.actor("compliance_officer")
+    set_alias(scientist, model_version=first, name="champion")
+    values: dict[str, Any] = {"team": cast.team, "endpoint": endpoint, "justification": "Better."}
+    with pytest.raises(DomainError, match="no protected alias"):
+        services.request_promotion(scientist, model_version=second, alias="champion", **values)
+    protect_alias(officer, team=cast.team, name="champion")
+    assert "Protected alias" in cast.browser("operator").get(f"/models/{of.name}/versions/2/promote/").content.decode()
+    request = services.request_promotion(scientist, model_version=second, alias="champion", **values)
+    assert request.binding["plan"]["alias"] == "champion"
+    assert of.aliases.get().model_version_id == first.pk
+    builders.sign(cast, request)
+    rollouts.apply_promotions()
+    assert of.aliases.get().model_version_id == second.pk
+    reviews.revoke_promotion(
+        officer,
+        request=request,
+        comment="Wrong rows.",
+        confirmation=builders.confirmed(),
+        approval_digest=request.approval_digest,
+    )
+    assert of.aliases.get().model_version_id == first.pk
