@@ -57,6 +57,15 @@ def remove_factor(actor: Actor, *, factor: Authenticator) -> None:
 
 
 @transaction.atomic
+def remove_all_factors(actor: Actor, *, user: User) -> None:
+    """Take everything away but the password."""
+    _lock(user)
+    for factor in Authenticator.objects.filter(user=user):
+        _record(actor, "factor.removed", factor)
+        factor.delete()
+
+
+@transaction.atomic
 def renew_recovery_codes(actor: Actor, *, user: User) -> None:
     """New recovery codes; the old ones are void."""
     _lock(user)

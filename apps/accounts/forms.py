@@ -167,7 +167,7 @@ class ServiceAccountForm(forms.Form):
 class GroupMappingForm(forms.Form):
     """Which role a group of the organisation has."""
 
-    group = forms.CharField(max_length=200, help_text="As the organisation’s sign-in names it.")
+    group = forms.CharField(max_length=200)
     role = forms.ChoiceField(choices=Role.choices)
 
 

@@ -31,7 +31,7 @@ from apps.accounts.confirmation import (
     person_of,
     recently_confirmed,
 )
-from apps.accounts.entrance import may_sign_in, refused
+from apps.accounts.entrance import may_sign_in, record_failure, refused
 from apps.accounts.forms import PasskeyForm, PasswordForm
 from apps.accounts.sign_on import provider_name
 from apps.core.errors import DomainError
@@ -65,7 +65,8 @@ class SecondFactorView(AuthenticateView):  # type: ignore[misc]  # the library h
     template_name = "accounts/second_factor.html"
 
     def form_invalid(self, form: Any) -> HttpResponse:
-        """As on the first page."""
+        """As on the first page. That somebody knew the password but not the code is worth a record."""
+        record_failure(self.request, self.stage.login.user.email)
         return self.render_to_response(self.get_context_data(), status=422)  # type: ignore[no-any-return]
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:

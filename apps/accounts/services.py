@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from apps.accounts.factors import has_second_factor
+from apps.accounts.factors import has_second_factor, remove_all_factors
 from apps.accounts.models import ApiToken, GroupMapping, Invitation, Membership, Team, User
 from apps.accounts.roles import Role, Scope
 from apps.accounts.sessions import end_sessions
@@ -236,6 +236,17 @@ def change_password(actor: Actor, *, user: User, password: str) -> User:
     for team in [membership.team for membership in memberships]:
         record(actor, "password.changed", user, team=team)
     return user
+
+
+@transaction.atomic
+def reset_sign_in(actor: Actor, *, user: User, password: str) -> None:
+    """Let somebody in again who lost password or factors: a new password, no factors, no sessions.
+
+    No page does this: an admin who could would become any approver.
+    """
+    change_password(actor, user=user, password=password)
+    remove_all_factors(actor, user=user)
+    end_sessions(actor, user=user)
 
 
 @transaction.atomic

@@ -12,6 +12,8 @@ from apps.audit.actor import Actor
 from apps.audit.services import record
 
 MAX_SHOWN = 100
+_BROWSERS = (("Edg", "Edge"), ("OPR", "Opera"), ("Firefox", "Firefox"), ("Chrome", "Chrome"), ("Safari", "Safari"))
+_SYSTEMS = ("Android", "iPhone", "iPad", "Windows", "Mac OS X", "CrOS", "Linux")
 
 
 def sessions_of(user: User) -> list[UserSession]:
@@ -20,7 +22,17 @@ def sessions_of(user: User) -> list[UserSession]:
     alive = Session.objects.filter(session_key__in=mine.values("session_key"), expire_date__gt=timezone.now())
     keys = set(alive.values_list("session_key", flat=True))
     mine.exclude(session_key__in=keys).delete()
-    return list(mine[:MAX_SHOWN])
+    shown = list(mine[:MAX_SHOWN])
+    for session in shown:
+        session.browser = browser_name(session.user_agent)
+    return shown
+
+
+def browser_name(user_agent: str) -> str:
+    """What a browser calls itself, in short: “Firefox on Linux”."""
+    browser = next((name for mark, name in _BROWSERS if mark in user_agent), "")
+    system = next((name for name in _SYSTEMS if name in user_agent), "")
+    return f"{browser} on {system}" if browser and system else user_agent[:48] or "Unknown"
 
 
 @transaction.atomic

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 from allauth.usersessions.models import UserSession
+from django.core.management import call_command
 from django.test import Client
 from rest_framework.test import APIClient
 
@@ -216,9 +218,9 @@ def test_an_invitation_does_not_go_round_the_second_factor(cast: Cast) -> None:
 def test_sessions_are_listed_and_ended(cast: Cast) -> None:
     here, there = Client(), Client()
     enter(here)
-    enter(there, HTTP_USER_AGENT="Another browser")
+    enter(there, HTTP_USER_AGENT="Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0")
     page = here.get("/security/")
-    assert page.context["sessions"][0].user_agent == "Another browser"
+    assert [one.browser for one in page.context["sessions"]] == ["Firefox on Linux", "Unknown"]
     pk = page.context["sessions"][0].pk
     assert cast.browser("operator").post(f"/security/sessions/{pk}/end/").status_code == 404
     assert here.post(f"/security/sessions/{pk}/end/").status_code == 302
@@ -236,6 +238,17 @@ def test_another_password_ends_the_other_sessions(cast: Cast) -> None:
     assert here.get("/models/").status_code == 200
     assert there.get("/models/").status_code == 302
     assert enter(Client(), password="a-longer-story").status_code == 302
+
+
+def test_whoever_runs_the_installation_lets_a_person_in_again(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_totp(cast, "compliance_officer")
+    browser = Client()
+    browser.force_login(cast.compliance_officer.user)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a-longer-story\n"))
+    call_command("reset_sign_in", "cora@example.com", stdout=io.StringIO())
+    assert browser.get("/models/").status_code == 302
+    assert enter(Client(), "cora@example.com", "a-longer-story")["Location"] == "/"
+    assert {"password.changed", "factor.removed"} <= set(actions())
 
 
 def _token_form(**more: str) -> dict[str, Any]:
