@@ -17,7 +17,7 @@ from apps.accounts.models import slug_validator
 from apps.core.api import TeamViewSet
 from apps.core.errors import DomainError
 from apps.deployments import configuration, services
-from apps.deployments.models import MAX_REDACTED, Deployment, Endpoint, Guardrail, GuardrailAction
+from apps.deployments.models import MAX_REDACTED, PRODUCTION, Deployment, Endpoint, Guardrail, GuardrailAction
 from apps.deployments.observed import Fleet, observe
 from apps.deployments.traffic import Split
 from apps.registry.models import ModelVersion
@@ -49,13 +49,14 @@ class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
     """An endpoint: what should serve (``desired``) and what the replicas report (``observed``)."""
 
     name = serializers.CharField(max_length=63, validators=[slug_validator])
+    environment = serializers.CharField(max_length=63, validators=[slug_validator], default=PRODUCTION)
     desired = serializers.SerializerMethodField()
     observed = serializers.SerializerMethodField()
 
     class Meta:
         model = Endpoint
-        fields = ("name", "description", "created_at", "desired", "observed")
-        read_only_fields = ("created_at",)
+        fields = ("name", "description", "environment", "is_protected", "created_at", "desired", "observed")
+        read_only_fields = ("is_protected", "created_at")
 
     def get_desired(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The champion."""

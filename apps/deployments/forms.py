@@ -11,7 +11,7 @@ from django.http import QueryDict
 
 from apps.accounts.models import slug_validator
 from apps.deployments.configuration import MAX_FALLBACK_CHARACTERS, SETTINGS
-from apps.deployments.models import BOUNDS, Deployment, Endpoint, GuardrailAction
+from apps.deployments.models import BOUNDS, PRODUCTION, Deployment, Endpoint, GuardrailAction
 from apps.deployments.traffic import Split
 from apps.registry.models import ModelVersion
 from inference.guardrails import MAX_LENGTH
@@ -26,6 +26,12 @@ class EndpointForm(forms.Form):
         help_text="Callers use it in the address: lower-case letters, digits and hyphens.",
     )
     description = forms.CharField(max_length=500, required=False, widget=forms.Textarea({"rows": 2}))
+    environment = forms.CharField(
+        max_length=63,
+        validators=[slug_validator],
+        initial=PRODUCTION,
+        help_text="production, staging or a name of your own: it decides which policy holds, and cannot be changed.",
+    )
 
 
 class RollbackForm(forms.Form):

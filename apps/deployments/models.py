@@ -29,6 +29,7 @@ BOUNDS: Final = {
     "retention_days": (1, 36_500),
 }
 MAX_REDACTED: Final = 100
+PRODUCTION: Final = "production"
 _LIMITS: Final = Limits()
 _LOG: Final = LogSettings()
 
@@ -51,7 +52,7 @@ class Endpoint(models.Model):
     name = models.CharField(max_length=63, unique=True, validators=[slug_validator])
     description = models.CharField(max_length=500, blank=True)
     # Decides which policy holds; it never changes, so a version cannot get around a stricter one.
-    environment = models.CharField(max_length=63, default="production", validators=[slug_validator])
+    environment = models.CharField(max_length=63, default=PRODUCTION, validators=[slug_validator])
     is_protected = models.BooleanField(default=True)
     created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)

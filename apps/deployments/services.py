@@ -13,7 +13,7 @@ from apps.audit.services import record
 from apps.core.errors import Conflict
 from apps.deployments import client
 from apps.deployments.manifest import publish_manifest
-from apps.deployments.models import Deployment, DeploymentRole, Endpoint
+from apps.deployments.models import PRODUCTION, Deployment, DeploymentRole, Endpoint
 from apps.deployments.traffic import Split, check_canary, check_fit, check_shadow, check_weights
 from apps.registry.models import ModelVersion
 
@@ -21,19 +21,28 @@ MAX_ENDPOINTS_PER_TEAM: Final = 2_000
 
 
 @transaction.atomic
-def create_endpoint(actor: Actor, *, team: Any, name: str, description: str = "") -> Endpoint:
-    """A new endpoint; nothing serves on it until a promotion to it is approved."""
+def create_endpoint(
+    actor: Actor, *, team: Any, name: str, description: str = "", environment: str = PRODUCTION
+) -> Endpoint:
+    """A new endpoint; nothing serves on it until a promotion to it is approved.
+
+    The environment decides which policy that takes, and stays.
+    """
     actor.require("deployments.operate")
     if Endpoint.objects.for_team(team).count() >= MAX_ENDPOINTS_PER_TEAM:
         raise Conflict(f"A team has at most {MAX_ENDPOINTS_PER_TEAM} endpoints.")
     try:
         with transaction.atomic():
             endpoint = Endpoint.objects.create(
-                team=team, name=name, description=description, created_by_id=actor.person_id
+                team=team,
+                name=name,
+                description=description,
+                environment=environment,
+                created_by_id=actor.person_id,
             )
     except IntegrityError as error:
         raise Conflict(f"The name “{name}” is taken. Choose another one.", field="name") from error
-    record(actor, "endpoint.created", endpoint, team=team, after={"name": name})
+    record(actor, "endpoint.created", endpoint, team=team, after={"name": name, "environment": environment})
     return endpoint
 
 

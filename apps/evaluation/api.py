@@ -185,7 +185,7 @@ class EvaluationRunDetailSerializer(EvaluationRunSerializer):
     result = serializers.JSONField(read_only=True)
 
     class Meta(EvaluationRunSerializer.Meta):
-        fields = (*EvaluationRunSerializer.Meta.fields, "result")
+        fields = (*EvaluationRunSerializer.Meta.fields, "slice_by", "slices", "drift", "result")
 
 
 class EvaluationRequestSerializer(serializers.Serializer[Any]):
@@ -199,6 +199,8 @@ class EvaluationRequestSerializer(serializers.Serializer[Any]):
     features = serializers.ListField(
         child=serializers.CharField(max_length=200, trim_whitespace=False), required=False, max_length=2_000
     )
+    slice_by = serializers.CharField(max_length=200, trim_whitespace=False, required=False, allow_blank=True)
+    reference = serializers.CharField(max_length=63, required=False, help_text="A dataset; its newest ready version.")
 
 
 class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
@@ -237,9 +239,21 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Tea
             ),
             target=asked["target"],
             features=asked.get("features") or None,
+            slice_by=asked.get("slice_by", ""),
+            reference=_reference(dataset_versions, asked.get("reference")),
         )
         location = {"Location": f"{request.path}{run.pk}/"}
         return Response(EvaluationRunSerializer(run).data, status=status.HTTP_201_CREATED, headers=location)
+
+
+def _reference(versions: Any, name: str | None) -> DatasetVersion | None:
+    """The newest ready version of the dataset of this name; None without a name."""
+    if not name:
+        return None
+    found: DatasetVersion | None = versions.ready().filter(dataset__name=name).order_by("-number").first()
+    if found is None:
+        raise DomainError("There is no dataset of this name that is ready.", field="reference")
+    return found
 
 
 class LoadTestSerializer(serializers.ModelSerializer[LoadTest]):

@@ -26,6 +26,8 @@ def evaluation_evidence(run: EvaluationRun) -> dict[str, Any]:
         "row_count": run.row_count,
         "finished_at": run.finished_at.isoformat(),
         "metrics": [metric.as_evidence() for metric in run.metrics.all()],
+        "slices": run.slices,
+        "drift": run.drift,
     }
 
 

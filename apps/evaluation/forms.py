@@ -10,7 +10,7 @@ from django import forms
 from apps.accounts.models import slug_validator
 from apps.evaluation.load_results import Objective
 from apps.evaluation.models import Arrivals, DatasetVersion
-from apps.evaluation.services import MAX_CONCURRENCY, MAX_RATE, MAX_STEP_S
+from apps.evaluation.services import MAX_CONCURRENCY, MAX_RATE, MAX_STEP_S, SLICE_TYPES
 
 
 class DatasetForm(forms.Form):
@@ -53,6 +53,17 @@ class EvaluationForm(forms.Form):
         help_text="One column per line, in the model's order. Empty: all but the target, in the dataset's order.",
     )
 
+    slice_by = forms.ChoiceField(
+        required=False, help_text="Each value of this column is evaluated on its own, too: gates can hold them apart."
+    )
+    reference = forms.TypedChoiceField(
+        label="Reference data",
+        required=False,
+        coerce=int,
+        empty_value=None,
+        help_text="The training data, say: how far these rows have drifted from it is measured.",
+    )
+
     def __init__(
         self,
         data: Any = None,
@@ -68,6 +79,9 @@ class EvaluationForm(forms.Form):
         versions.widget.attrs["hx-get"] = url
         names = [column["name"] for column in chosen.schema] if chosen else []
         targets.choices = [(name, name) for name in names]
+        groups = [column["name"] for column in chosen.schema if column["type"] in SLICE_TYPES] if chosen else []
+        self.fields["slice_by"].choices = [("", "–"), *((name, name) for name in groups)]
+        self.fields["reference"].choices = [("", "–"), *((one.pk, str(one)) for one in choices)]
         if chosen:
             self.initial.setdefault("dataset_version", chosen.pk)
             self.initial.setdefault("target", target or next(reversed(names), ""))

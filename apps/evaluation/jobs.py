@@ -20,8 +20,9 @@ from apps.core.errors import DomainError
 from apps.evaluation import intake
 from apps.evaluation.models import DatasetVersion, DatasetVersionState, EvaluationRun, LoadTest
 from apps.evaluation.request_rows import dataset_requests, example_requests
-from apps.evaluation.scoring import score
+from apps.evaluation.scoring import measure_drift, score
 from apps.evaluation.services import (
+    MAX_DRIFT_COLUMNS,
     accept_dataset_version,
     finish_evaluation,
     finish_load_test,
@@ -56,7 +57,12 @@ def profile_dataset(run: JobRun, *, dataset_version_id: int) -> dict[str, Any]:
 @job("evaluation.evaluate", timeout_s=2 * 3_600, max_attempts=2)
 def evaluate(run: JobRun, *, run_id: int) -> dict[str, Any]:
     """Score the model version on the dataset version and write the metrics. Idempotent."""
-    related = ("model_version__model__team", "model_version__artifact", "dataset_version__dataset")
+    related = (
+        "model_version__model__team",
+        "model_version__artifact",
+        "dataset_version__dataset",
+        "reference__dataset",
+    )
     evaluation = EvaluationRun.objects.select_related(*related).get(pk=run_id)
     if evaluation.finished_at is not None:
         return {"rows": evaluation.row_count}
@@ -77,13 +83,32 @@ def evaluate(run: JobRun, *, run_id: int) -> dict[str, Any]:
         plan=plan,
         row_count=rows,
         is_batchable=model_version.validation.get("is_batchable", True),
+        slice_by=evaluation.slice_by,
         progress=lambda done: run.progress(0.05 + 0.85 * done / rows, f"{done:,} of {rows:,} rows"),
     )
+    drift = _drift(run, evaluation, stored, plan.features)
     with transaction.atomic():
         # The log line goes through the fencing token: an attempt that lost its lease stops here and writes nothing.
         run.log(f"{row_count:,} rows scored; {rows - row_count:,} without a target left out")
-        finish_evaluation(run.actor, run=evaluation, report=report, row_count=row_count)
+        finish_evaluation(run.actor, run=evaluation, report=report, row_count=row_count, drift=drift)
     return {"rows": row_count}
+
+
+def _drift(run: JobRun, evaluation: EvaluationRun, stored: Path, features: list[str]) -> dict[str, Any] | None:
+    """How far the rows are from the reference data, by feature, the farthest first; None without a reference."""
+    reference = evaluation.reference
+    if reference is None:
+        return None
+    run.progress(0.92, "Comparing with the reference")
+    known = {column["name"] for column in reference.schema}
+    columns = [name for name in features if name in known][:MAX_DRIFT_COLUMNS]
+    found = measure_drift(_checked(reference.path, reference.stored_sha256), stored, columns)
+    ordered = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+    return {
+        "reference": {"name": reference.dataset.name, "number": reference.number, "sha256": reference.sha256},
+        "columns": [{"column": name, "psi": psi} for name, psi in ordered],
+        "max_psi": ordered[0][1] if ordered else None,
+    }
 
 
 @job("evaluation.load_test", timeout_s=2 * 3_600, max_attempts=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,37 +39,118 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Which group each row is in: ``codes`` int [n] into ``names``."""
+
+    names: list[str]
+    codes: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The metrics of one group's rows."""
+
+    value: str
+    row_count: int
+    metrics: list[Metric]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Metrics, most telling first, and the JSON-safe, size-bounded data of the charts."""
 
     metrics: list[Metric]
     curves: dict[str, Any] = field(default_factory=dict)
+    slices: list[Slice] = field(default_factory=list)
+    # Metric -> each row's influence on it, float [n]: the metric's standard error is their deviation / √n.
+    influences: dict[str, Array] = field(default_factory=dict, compare=False)
 
 
 def evaluate_classification(
-    actual: Array, predicted: Array, classes: list[str | int], scores: Array | None = None, *, scores_note: str = ""
+    actual: Array,
+    predicted: Array,
+    classes: list[str | int],
+    scores: Array | None = None,
+    *,
+    scores_note: str = "",
+    groups: Groups | None = None,
 ) -> Report:
     """Accuracy, ROC AUC and log loss, with the confusion matrix and, for two classes, the ROC curve.
 
     ``actual`` and ``predicted`` are int codes [n] into ``classes`` (``UNKNOWN`` for a label outside it). ``scores`` is
     [n, c], one column per class; rows that are no probability distributions rank, but have no log loss.
-    ``scores_note`` says why there are none. Raises ``ValueError`` for NaN scores and for empty or unequal arrays.
+    ``scores_note`` says why there are none. With ``groups`` there are the metrics of each group, too, and for two
+    classes how often each group gets the second one. Raises ``ValueError`` for NaN scores and for empty or unequal
+    arrays.
     """
     _check_lengths(actual, predicted)
+    if scores is not None:
+        _check_finite(scores, "scores")
+    metrics = _classification_metrics(actual, predicted, scores, scores_note)
+    curves: dict[str, Any] = {"confusion": _confusion(actual, predicted, classes)}
+    if scores is not None and len(classes) == 2 and metrics[0].value is not None:
+        curves["roc"] = _roc(actual == 1, scores[:, 1], _printable(classes[1]))
+
+    def of_group(rows: Array) -> list[Metric]:
+        own = None if scores is None else scores[rows]
+        found = _classification_metrics(actual[rows], predicted[rows], own, scores_note)
+        return [*found, *(group_rates(actual[rows], predicted[rows]) if len(classes) == 2 else [])]
+
+    shown = {name: curve for name, curve in curves.items() if curve}
+    return Report(metrics, shown, _slices(groups, of_group), _classification_influences(actual, predicted, scores))
+
+
+def _classification_metrics(actual: Array, predicted: Array, scores: Array | None, scores_note: str) -> list[Metric]:
     if scores is None:
         missing = scores_note or "The model gives labels only, no scores"
         ranked = [Metric("roc_auc", None, note=missing), Metric("log_loss", None, note=missing)]
     else:
-        _check_finite(scores, "scores")
         ranked = [roc_auc(actual, scores), log_loss(actual, scores)]
-    metrics = [ranked[0], accuracy(actual, predicted), ranked[1]]
-    curves: dict[str, Any] = {"confusion": _confusion(actual, predicted, classes)}
-    if scores is not None and len(classes) == 2 and ranked[0].value is not None:
-        curves["roc"] = _roc(actual == 1, scores[:, 1], _printable(classes[1]))
-    return Report(metrics, {name: curve for name, curve in curves.items() if curve})
+    return [ranked[0], accuracy(actual, predicted), ranked[1]]
 
 
-def evaluate_regression(actual: Array, predicted: Array) -> Report:
+def _classification_influences(actual: Array, predicted: Array, scores: Array | None) -> dict[str, Array]:
+    found = {"accuracy": ((actual == predicted) & (actual != UNKNOWN)).astype(np.float64)}
+    if scores is not None:
+        parts = _auc_parts(actual, scores)
+        if parts:
+            found["roc_auc"] = len(actual) * np.mean([influence for _, influence in parts], axis=0)
+        if is_distribution(scores) and not np.any(actual == UNKNOWN):
+            found["log_loss"] = _losses(actual, scores)
+    return found
+
+
+def _slices(groups: Groups | None, metrics_of: Callable[[Array], list[Metric]]) -> list[Slice]:
+    """The metrics of each group that has rows, the largest group first."""
+    if groups is None:
+        return []
+    counts = np.bincount(groups.codes, minlength=len(groups.names))
+    order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
+    return [
+        Slice(groups.names[code], int(counts[code]), metrics_of(np.flatnonzero(groups.codes == code))) for code in order
+    ]
+
+
+def group_rates(actual: Array, predicted: Array) -> list[Metric]:
+    """How often rows are given the second class: of all, of those that are in it, and of those that are not.
+
+    Their gaps between groups are the differences of demographic parity, equal opportunity and false positive rate
+    (Hardt, Price & Srebro 2016, NeurIPS 29). Intervals are Wilson's.
+    """
+    everybody = np.ones(len(actual), bool)
+    parts = (("selection_rate", everybody), ("true_positive_rate", actual == 1), ("false_positive_rate", actual == 0))
+    return [_rate(name, predicted[rows] == 1) for name, rows in parts]
+
+
+def _rate(name: str, is_chosen: Array) -> Metric:
+    if not len(is_chosen):
+        return Metric(name, None, note=f"{NOT_ENOUGH_DATA}: no such row")
+    chosen = int(is_chosen.sum())
+    interval = stats.binomtest(chosen, len(is_chosen)).proportion_ci(CONFIDENCE, method="wilson")
+    return Metric(name, chosen / len(is_chosen), float(interval.low), float(interval.high))
+
+
+def evaluate_regression(actual: Array, predicted: Array, *, groups: Groups | None = None) -> Report:
     """RMSE, MAE and R², with the histogram of the residuals and a sample of predicted against actual values.
 
     Both are float [n]. Residuals are predicted minus actual. Raises ``ValueError`` for NaN and for empty or unequal
@@ -79,8 +161,25 @@ def evaluate_regression(actual: Array, predicted: Array) -> Report:
     _check_finite(actual, "actual values")
     _check_finite(predicted, "predictions")
     residuals = predicted - actual
-    metrics = [rmse(residuals), mae(residuals), r_squared(actual, residuals)]
-    return Report(metrics, {"residuals": _histogram(residuals), "sample": _sample(actual, predicted)})
+    metrics = _regression_metrics(actual, residuals)
+    slices = _slices(groups, lambda rows: _regression_metrics(actual[rows], residuals[rows]))
+    curves = {"residuals": _histogram(residuals), "sample": _sample(actual, predicted)}
+    return Report(metrics, curves, slices, _regression_influences(actual, residuals))
+
+
+def _regression_metrics(actual: Array, residuals: Array) -> list[Metric]:
+    return [rmse(residuals), mae(residuals), r_squared(actual, residuals)]
+
+
+def _regression_influences(actual: Array, residuals: Array) -> dict[str, Array]:
+    """Of a root by the delta method: that of the mean, divided by twice the root."""
+    root = float(np.mean(residuals**2)) ** 0.5
+    found = {"mae": np.abs(residuals)}
+    if root > 0:
+        found["rmse"] = residuals**2 / (2 * root)
+    if len(actual) > 1 and float(actual.std()) > 0:
+        found["r2"] = _r_squared_influence(actual, residuals)
+    return found
 
 
 def accuracy(actual: Array, predicted: Array) -> Metric:
@@ -100,20 +199,26 @@ def roc_auc(actual: Array, scores: Array) -> Metric:
     2014 (IEEE SPL 21:1389). The mean over classes takes the same structural components, averaged per row, so the
     classes' dependence is in it. Classes that do not occur in ``actual`` are left out of the mean.
     """
-    classes = [1] if scores.shape[1] == 2 else list(range(scores.shape[1]))
-    parts = [
-        delong_components(actual == one, scores[:, one]) for one in classes if 0 < np.sum(actual == one) < len(actual)
-    ]
+    parts = _auc_parts(actual, scores)
     if not parts:
         return Metric("roc_auc", None, note=f"{NOT_ENOUGH_DATA}: only one class occurs in the target")
     value = float(np.mean([area for area, _ in parts]))
     variance = float(np.sum(np.mean([influence for _, influence in parts], axis=0) ** 2))
-    skipped = len(classes) - len(parts)
-    note = f"{skipped} of {len(classes)} classes do not occur in the target and are left out" if skipped else ""
+    classes = 1 if scores.shape[1] == 2 else scores.shape[1]
+    skipped = classes - len(parts)
+    note = f"{skipped} of {classes} classes do not occur in the target and are left out" if skipped else ""
     if not variance > 0:
         return Metric("roc_auc", value, note=f"{NOT_ENOUGH_DATA} for an interval: the classes are perfectly separated")
     half = _Z * variance**0.5
     return Metric("roc_auc", value, max(value - half, 0.0), min(value + half, 1.0), note)
+
+
+def _auc_parts(actual: Array, scores: Array) -> list[tuple[float, Array]]:
+    """``delong_components`` of each class that occurs, beside rows of others; of the second class alone if of two."""
+    classes = [1] if scores.shape[1] == 2 else list(range(scores.shape[1]))
+    return [
+        delong_components(actual == one, scores[:, one]) for one in classes if 0 < np.sum(actual == one) < len(actual)
+    ]
 
 
 def delong_components(is_positive: Array, scores: Array) -> tuple[float, Array]:
@@ -140,9 +245,13 @@ def log_loss(actual: Array, probabilities: Array) -> Metric:
         return Metric("log_loss", None, note="The model's scores are not probabilities that sum to 1")
     if np.any(actual == UNKNOWN):
         return Metric("log_loss", None, note="The target has labels that the model has no class for")
+    return _mean_metric("log_loss", _losses(actual, probabilities))
+
+
+def _losses(actual: Array, probabilities: Array) -> Array:
     tiny = np.finfo(np.float64).eps
-    losses = -np.log(np.clip(probabilities[np.arange(len(actual)), actual].astype(np.float64), tiny, 1.0))
-    return _mean_metric("log_loss", losses)
+    losses: Array = -np.log(np.clip(probabilities[np.arange(len(actual)), actual].astype(np.float64), tiny, 1.0))
+    return losses
 
 
 def is_distribution(scores: Array) -> bool:
@@ -174,9 +283,15 @@ def r_squared(actual: Array, residuals: Array) -> Metric:
     if len(actual) < 2 or spread == 0:
         return Metric("r2", None, note=f"{NOT_ENOUGH_DATA}: the target does not vary")
     value = 1 - float(np.mean(residuals**2)) / spread
-    influence = (-(residuals**2) + (1 - value) * deviations) / spread
-    half = _half_width(influence)
+    half = _half_width(_r_squared_influence(actual, residuals))
     return Metric("r2", value, value - half, min(value + half, 1.0))
+
+
+def _r_squared_influence(actual: Array, residuals: Array) -> Array:
+    deviations = (actual - actual.mean()) ** 2
+    spread, squared = float(deviations.mean()), residuals**2
+    influence: Array = (-squared + float(squared.mean()) / spread * deviations) / spread
+    return influence
 
 
 def _mean_metric(name: str, values: Array) -> Metric:

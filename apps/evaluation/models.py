@@ -15,11 +15,14 @@ from apps.jobs.models import JobState
 
 METRIC_LABELS: Final = {
     "accuracy": "Accuracy",
+    "false_positive_rate": "False positive rate",
     "log_loss": "Log loss",
     "mae": "MAE",
     "r2": "R²",
     "rmse": "RMSE",
     "roc_auc": "ROC AUC",
+    "selection_rate": "Selection rate",
+    "true_positive_rate": "True positive rate",
 }
 
 
@@ -193,7 +196,13 @@ class EvaluationRun(Measurement):
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="evaluation_runs")
     target = models.CharField(max_length=200)
     features = ArrayField(models.CharField(max_length=200))
+    slice_by = models.CharField(max_length=200, blank=True)  # a column, or nothing
+    reference = models.ForeignKey(DatasetVersion, null=True, on_delete=models.PROTECT, related_name="+")
     row_count = models.BigIntegerField(null=True)
+    slices = models.JSONField(default=list)  # [{"column", "value", "row_count", "metrics": [...]}, ...]
+    drift: models.JSONField[Any, Any] = models.JSONField(null=True)  # {"reference", "columns", "max_psi"}
+    influence_path = models.CharField(max_length=200, blank=True)  # each row's influence on each metric
+    influence_sha256 = models.CharField(max_length=64, blank=True)
 
     objects = EvaluationRunQuerySet.as_manager()
 

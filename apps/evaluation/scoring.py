@@ -11,13 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.core.errors import DomainError
+from apps.evaluation.drift import psi_of_categories, psi_of_numbers
 from apps.evaluation.labels import Label, LabelIndex, in_order, name_columns, recode
 from apps.evaluation.mapping import InputColumns, Plan
-from apps.evaluation.metrics import Array, Report, evaluate_classification, evaluate_regression
+from apps.evaluation.metrics import (
+    MAX_LABEL_CHARACTERS,
+    Array,
+    Groups,
+    Report,
+    evaluate_classification,
+    evaluate_regression,
+)
 from apps.registry.models import Task
 from inference.errors import InferenceError
 from inference.runtime import V2_DATATYPES, load_session, run
 
+MAX_SLICES: Final = 20
+MISSING: Final = "(missing)"
+OTHERS: Final = "(others)"
 MAX_SCORES: Final = 200_000_000
 """Rows times classes that are kept in memory, four bytes each."""
 _BATCH_VALUES: Final = 1 << 19
@@ -28,15 +39,23 @@ Progress = Callable[[int], None]  # rows read so far
 
 
 def score(
-    *, artifact: Path, stored: Path, plan: Plan, row_count: int, progress: Progress, is_batchable: bool = True
+    *,
+    artifact: Path,
+    stored: Path,
+    plan: Plan,
+    row_count: int,
+    progress: Progress,
+    is_batchable: bool = True,
+    slice_by: str = "",
 ) -> tuple[Report, int]:
     """Score every row with a target and evaluate; returns the report and the number of rows that were scored.
 
     A model whose rows depend on each other (not ``is_batchable``) gets them one by one, as it does when it serves.
-    Memory is bounded by one batch of features plus, for each row, its target and the model's answer.
+    ``slice_by`` is a column whose values' rows are evaluated each on their own, too. Memory is bounded by one batch of
+    features plus, for each row, its target, its group and the model's answer.
     """
     try:
-        scorer = Scorer(artifact, plan, is_batchable=is_batchable)
+        scorer = Scorer(artifact, plan, is_batchable=is_batchable, slice_by=slice_by)
         if plan.task == Task.REGRESSION:
             return _score_regression(scorer, stored, row_count, progress)
         return _score_classification(scorer, stored, row_count, progress)
@@ -49,8 +68,10 @@ def score(
 class Scorer:
     """A loaded model that takes record batches."""
 
-    def __init__(self, artifact: Path, plan: Plan, *, is_batchable: bool = True) -> None:
+    def __init__(self, artifact: Path, plan: Plan, *, is_batchable: bool = True, slice_by: str = "") -> None:
         self.plan = plan
+        self._slice_by = slice_by
+        self._slice_values: list[pa.Array] = []
         self._session = load_session(artifact, threads=_THREADS)
         self._fixed_rows = max(plan.inputs[0].spec.shape[0], 0 if is_batchable else 1)
 
@@ -60,13 +81,29 @@ class Scorer:
         rows = max(256, min(_BATCH_VALUES // max(len(features), 1), _MAX_BATCH_ROWS))
         read = 0
         with pq.ParquetFile(stored) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=[*features, self.plan.target], use_threads=True):
+            columns = dict.fromkeys([*features, self.plan.target, *([self._slice_by] if self._slice_by else [])])
+            for batch in file.iter_batches(batch_size=rows, columns=list(columns), use_threads=True):
                 start, read = read, read + batch.num_rows
                 batch = batch.filter(batch.column(self.plan.target).is_valid())
                 if batch.num_rows:
+                    if self._slice_by:
+                        self._slice_values.append(batch.column(self._slice_by).cast(pa.string()))
                     inputs = {one.spec.name: tensor_of(batch, one, start) for one in self.plan.inputs}
                     yield batch.column(self.plan.target), self._run(inputs, batch.num_rows)
                 progress(read)
+
+    def groups(self) -> Groups | None:
+        """The rows by the value that they have in the column to slice by; the rarest values share a group."""
+        if not self._slice_values:
+            return None
+        encoded = pa.concat_arrays(self._slice_values).fill_null(MISSING).dictionary_encode()
+        names = [name[:MAX_LABEL_CHARACTERS].replace("\x00", "\ufffd") for name in encoded.dictionary.to_pylist()]
+        codes: Array = encoded.indices.to_numpy(zero_copy_only=False)
+        order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
+        kept = order if len(names) <= MAX_SLICES else order[: MAX_SLICES - 1]
+        place = np.full(len(names), len(kept))
+        place[kept] = np.arange(len(kept))
+        return Groups([*(names[one] for one in kept), *([OTHERS] if len(kept) < len(names) else [])], place[codes])
 
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array]:
         if not self._fixed_rows:
@@ -101,7 +138,7 @@ def _score_regression(scorer: Scorer, stored: Path, row_count: int, progress: Pr
         actual[done : done + len(target)] = target.cast(pa.float64()).to_numpy(zero_copy_only=False)
         predicted[done : done + len(target)] = values.ravel()
         done += len(target)
-    return evaluate_regression(actual[:done], predicted[:done]), done
+    return evaluate_regression(actual[:done], predicted[:done], groups=scorer.groups()), done
 
 
 def _score_classification(scorer: Scorer, stored: Path, row_count: int, progress: Progress) -> tuple[Report, int]:
@@ -121,10 +158,13 @@ def _score_classification(scorer: Scorer, stored: Path, row_count: int, progress
             scores[rows] = batch
         done += len(target)
     scored = None if scores is None else _as_columns(scores[:done])
-    return _classified(index, actual[:done], predicted[:done] if outputs.label is not None else None, scored), done
+    guesses = predicted[:done] if outputs.label is not None else None
+    return _classified(index, actual[:done], guesses, scored, scorer.groups()), done
 
 
-def _classified(index: LabelIndex, actual: Array, predicted: Array | None, scores: Array | None) -> Report:
+def _classified(
+    index: LabelIndex, actual: Array, predicted: Array | None, scores: Array | None, groups: Groups | None
+) -> Report:
     """Find out which label each score column stands for, then evaluate."""
     labels = index.labels
     if not len(actual):
@@ -145,7 +185,31 @@ def _classified(index: LabelIndex, actual: Array, predicted: Array | None, score
             note = f"It cannot be told which label each of the model's {scores.shape[1]} score columns stands for"
         classes, scores = in_order(labels), None
     guesses = recode(predicted, labels, classes) if predicted is not None else scores.argmax(axis=1)  # type: ignore[union-attr]
-    return evaluate_classification(recode(actual, labels, classes), guesses, classes, scores, scores_note=note)
+    coded = recode(actual, labels, classes)
+    return evaluate_classification(coded, guesses, classes, scores, scores_note=note, groups=groups)
+
+
+def measure_drift(reference: Path, current: Path, columns: list[str]) -> dict[str, float]:
+    """PSI of each column of two stored datasets, one column in memory at a time; see ``apps.evaluation.drift``."""
+    found = {}
+    with pq.ParquetFile(reference) as before, pq.ParquetFile(current) as now:
+        for name in columns:
+            old, new = (file.read(columns=[name]).column(0) for file in (before, now))
+            if pa.types.is_floating(old.type) or pa.types.is_integer(old.type):
+                found[name] = psi_of_numbers(_as_floats(old), _as_floats(new))
+            else:
+                found[name] = psi_of_categories(_counted(old), _counted(new))
+    return found
+
+
+def _as_floats(values: pa.ChunkedArray) -> Array:
+    numbers: Array = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    counted = values.cast(pa.string()).fill_null(MISSING).value_counts().to_pylist()
+    return {one["values"]: one["counts"] for one in counted}
 
 
 def _check_same_kind(actual: set[Label], predicted: set[Label]) -> None:

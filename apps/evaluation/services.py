@@ -13,6 +13,7 @@ from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.errors import Conflict, DomainError
 from apps.core.uploads import Upload, keep, refuse_over_cap
+from apps.evaluation.comparison import keep_influences
 from apps.evaluation.load_results import Objective, cost_per_thousand, judge, representative_step
 from apps.evaluation.mapping import Plan, make_plan, match_inputs
 from apps.evaluation.models import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # SciPy and scikit-learn stay out of the web processes
 MAX_DATASETS_PER_TEAM: Final = 5_000
 MAX_STEP_S: Final = 30
 MAX_CONCURRENCY: Final = 256
+MAX_DRIFT_COLUMNS: Final = 200
+SLICE_TYPES: Final = ("text", "boolean", "integer")
 MAX_RATE: Final = 200_000.0  # requests/s
 
 
@@ -149,10 +152,14 @@ def start_evaluation(
     dataset_version: DatasetVersion,
     target: str,
     features: list[str] | None = None,
+    slice_by: str = "",
+    reference: DatasetVersion | None = None,
 ) -> EvaluationRun:
     """Queue the scoring of a version on a dataset; what cannot fit together is refused now, with the reason.
 
-    Without ``features``, a model with one input takes all columns but the target, in the dataset's order.
+    Without ``features``, a model with one input takes all columns but the target, in the dataset's order. ``slice_by``
+    is a column whose values are evaluated each on their own, too; ``reference`` is data, that of the training say,
+    from which the drift of the rows is measured.
     """
     actor.require("evaluation.run")
     if not model_version.is_ready:
@@ -162,6 +169,8 @@ def start_evaluation(
     plan = plan_of(
         model_version=model_version, dataset_version=dataset_version, target=target, features=features or None
     )
+    _check_slices(dataset_version, slice_by)
+    _check_reference(plan.features, reference)
     team = model_version.model.team
     run = EvaluationRun.objects.create(
         team=team,
@@ -169,6 +178,8 @@ def start_evaluation(
         dataset_version=dataset_version,
         target=target,
         features=plan.features,
+        slice_by=slice_by,
+        reference=reference,
         requested_by_id=actor.person_id,
     )
     run.job = enqueue(
@@ -183,6 +194,23 @@ def start_evaluation(
     after = {"dataset_digest": dataset_version.sha256, "target": target, "features": plan.features}
     record(actor, "evaluation.requested", run, team=team, after=after)
     return run
+
+
+def _check_slices(dataset_version: DatasetVersion, column: str) -> None:
+    types = {one["name"]: one["type"] for one in dataset_version.schema}
+    if column and types.get(column) not in SLICE_TYPES:
+        raise DomainError(
+            f"“{column}” cannot be sliced by: choose a column of {' or '.join(SLICE_TYPES)}.", field="slice_by"
+        )
+
+
+def _check_reference(features: list[str], reference: DatasetVersion | None) -> None:
+    if reference is None:
+        return
+    if not reference.is_ready:
+        raise Conflict(f"{reference} is not ready yet.", field="reference")
+    if not {column["name"] for column in reference.schema} & set(features):
+        raise DomainError(f"{reference} has none of the features, so there is nothing to compare.", field="reference")
 
 
 def plan_of(
@@ -208,14 +236,19 @@ def fits(*, model_version: ModelVersion, dataset_version: DatasetVersion, target
 
 
 @transaction.atomic
-def finish_evaluation(actor: Actor, *, run: EvaluationRun, report: Report, row_count: int) -> bool:
-    """Write a run's metrics and curves; False if it has them already."""
+def finish_evaluation(
+    actor: Actor, *, run: EvaluationRun, report: Report, row_count: int, drift: dict[str, Any] | None = None
+) -> bool:
+    """Write a run's metrics, curves, slices and drift; False if it has them already."""
     run = EvaluationRun.objects.select_for_update(of=("self",)).select_related("team").get(pk=run.pk)
     if run.finished_at is not None:
         return False
     MetricValue.objects.bulk_create(MetricValue(run=run, **asdict(metric)) for metric in report.metrics)
     run.result, run.row_count, run.finished_at = report.curves, row_count, timezone.now()
-    run.save(update_fields=["result", "row_count", "finished_at"])
+    run.slices = [{"column": run.slice_by} | asdict(one) for one in report.slices]
+    run.drift = drift
+    run.influence_path, run.influence_sha256 = keep_influences(report.influences)
+    run.save()
     after = {"rows": row_count} | {metric.name: metric.value for metric in report.metrics}
     record(actor, "evaluation.finished", run, team=run.team, after=after)
     return True

@@ -19,7 +19,7 @@ from apps.core.permissions import require
 from apps.evaluation import charts, load_charts, services
 from apps.evaluation.forms import DatasetForm, EvaluationForm, LoadTestForm
 from apps.evaluation.load_results import caveats, representative_step, where
-from apps.evaluation.models import Dataset, DatasetVersion, EvaluationRun, LoadTest
+from apps.evaluation.models import METRIC_LABELS, Dataset, DatasetVersion, EvaluationRun, LoadTest
 from apps.registry.models import ModelVersion
 
 MAX_CHOICES = 200
@@ -117,6 +117,8 @@ def run_start(request: HttpRequest, name: str, number: int) -> HttpResponse:
                 dataset_version=dataset_version,
                 target=chosen["target"],
                 features=chosen["features"] or None,
+                slice_by=chosen["slice_by"],
+                reference=_ready(request).get(pk=chosen["reference"]) if chosen["reference"] else None,
             )
         except DomainError as error:
             form.add_error(error.field if error.field in form.fields else None, error.message)
@@ -137,6 +139,7 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "metrics": metrics,
         "intervals": charts.metric_intervals(metrics),
         "charts": charts.run_charts(run),
+        "slice_metrics": [METRIC_LABELS[one["name"]] for slice_ in run.slices[:1] for one in slice_["metrics"]],
     }
     return render(request, "evaluation/run_detail.html", context)
 

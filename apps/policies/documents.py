@@ -87,14 +87,14 @@ _METRIC: Final = frozenset({"metric", "limit"})
 _SLICED: Final = _METRIC | {"column", "min_rows"}
 _LIMIT: Final = frozenset({"limit"})
 GATES: Final[Mapping[str, GateKind]] = {
-    "metric": GateKind("Metric reaches a bound", _METRIC | {"dataset"}, low=-1e9),
-    "champion": GateKind("Not worse than the champion", _METRIC | {"dataset"}),
-    "slice": GateKind("Metric reaches a bound in every slice", _SLICED | {"dataset"}, low=-1e9),
-    "fairness": GateKind("Slices are close to each other", _SLICED | {"dataset"}),
-    "latency": GateKind("Latency (p99), at most ms", _LIMIT),
-    "throughput": GateKind("Throughput, at least requests/s", _LIMIT),
-    "cost": GateKind("Cost per thousand predictions, at most", _LIMIT),
-    "drift": GateKind("Drift of the evaluation data, PSI at most", _LIMIT, high=100),
+    "metric": GateKind("Metric bound", _METRIC | {"dataset"}, low=-1e9),
+    "champion": GateKind("Against champion", _METRIC | {"dataset"}),
+    "slice": GateKind("Bound in every slice", _SLICED | {"dataset"}, low=-1e9),
+    "fairness": GateKind("Gap between slices", _SLICED | {"dataset"}),
+    "latency": GateKind("p99 latency, ms at most", _LIMIT),
+    "throughput": GateKind("Requests/s, at least", _LIMIT),
+    "cost": GateKind("Cost per 1000, at most", _LIMIT),
+    "drift": GateKind("Data drift, PSI at most", _LIMIT, high=100),
     "alerts": GateKind("No alert is firing"),
     "model_card": GateKind("Model card is complete"),
     "artifact_signed": GateKind("Artifact is signed"),
@@ -397,7 +397,7 @@ def _list(entries: dict[str, Any], name: str, parse: Callable[[Any], T]) -> tupl
     return tuple(parse(one) for one in value)
 
 
-def _text(entries: dict[str, Any], name: str, *, most: int = 100) -> str:
+def _text(entries: dict[str, Any], name: str, *, most: int = 210) -> str:
     value = entries.get(name, "")
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
         raise DomainError(f"“{name}” has to be a text of at most {most} characters.", field=name)

@@ -38,16 +38,7 @@ LIMIT_GATES: Final = tuple(name for name, kind in GATES.items() if kind.needs ==
 _DAYS: Final = tuple(enumerate(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")))
 
 
-class Row(forms.Form):
-    """A row of a table: each control is named by its column, for those who do not see the table."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for field in self.fields.values():
-            field.widget.attrs["aria-label"] = field.label or ""
-
-
-class ApprovalRow(Row):
+class ApprovalRow(forms.Form):
     """So many approvals from one role or group."""
 
     source = forms.ChoiceField(label="Role or group")
@@ -58,32 +49,35 @@ class ApprovalRow(Row):
         self.fields["source"].choices = [("", "–"), *sources]
 
 
-class GateRow(Row):
+class GateRow(forms.Form):
     """A gate about a metric."""
 
     gate = forms.ChoiceField(label="Gate", choices=[("", "–"), *((name, GATES[name].label) for name in _ROW_GATES)])
+    # A browser sends the first choice of a row that nobody touched: as the initial value it counts as no change.
     metric = forms.ChoiceField(
-        label="Metric", choices=[*((key, label) for key, (label, _) in METRICS.items()), *RATES.items()]
+        label="Metric",
+        initial="accuracy",
+        choices=[*((key, label) for key, (label, _) in METRICS.items()), *RATES.items()],
     )
     limit = forms.FloatField(label="Bound, margin or gap", required=False)
     column = forms.CharField(label="Slice by column", max_length=200, required=False)
     min_rows = forms.IntegerField(label="Rows a slice needs", min_value=1, required=False)
     dataset = forms.CharField(label="Dataset", max_length=63, required=False)
-    mode = forms.ChoiceField(label="Mode", choices=_MODES)
+    mode = forms.ChoiceField(label="Mode", choices=_MODES, initial="PREVENT")
 
 
-class CheckRow(Row):
+class CheckRow(forms.Form):
     """A gate that waits for an external check."""
 
     check = forms.ChoiceField(label="External check")
-    mode = forms.ChoiceField(label="Mode", choices=_MODES)
+    mode = forms.ChoiceField(label="Mode", choices=_MODES, initial="PREVENT")
 
     def __init__(self, *args: Any, checks: Iterable[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["check"].choices = [("", "–"), *((name, name) for name in checks)]
 
 
-class FreezeRow(Row):
+class FreezeRow(forms.Form):
     """A freeze window: with days it comes back every week, without it is once."""
 
     name = forms.CharField(label="Name", max_length=100)
@@ -130,22 +124,19 @@ class TermsForm(forms.Form):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in (*FACT_GATES, *LIMIT_GATES):
-            label = f"{GATES[name].label}: mode"
+        for name in (*LIMIT_GATES, *FACT_GATES):
             self.fields[f"mode_{name}"] = forms.ChoiceField(
-                label=label, choices=_OFF_OR_MODE, required=False, widget=forms.Select({"aria-label": label})
+                label=GATES[name].label, choices=_OFF_OR_MODE, required=False
             )
         for name in LIMIT_GATES:
             self.fields[f"limit_{name}"] = forms.FloatField(
-                label=GATES[name].label,
-                required=False,
-                widget=forms.NumberInput({"aria-label": GATES[name].label, "step": "any"}),
+                label="Limit", required=False, widget=forms.NumberInput({"step": "any"})
             )
 
-    def gate_rows(self) -> list[tuple[str, forms.BoundField, forms.BoundField | None]]:
-        """Label, mode and, where there is one, limit of each gate that a policy has once."""
+    def gate_rows(self) -> list[tuple[forms.BoundField, forms.BoundField | None]]:
+        """Mode and, where there is one, limit of each gate that a policy has once."""
         return [
-            (GATES[name].label, self[f"mode_{name}"], self[f"limit_{name}"] if name in LIMIT_GATES else None)
+            (self[f"mode_{name}"], self[f"limit_{name}"] if name in LIMIT_GATES else None)
             for name in (*LIMIT_GATES, *FACT_GATES)
         ]
 
@@ -214,7 +205,9 @@ class PolicyEditor:
         } | {name: terms[name] for name in once}
 
 
-def _rows(form: type[Row], data: QueryDict | None, prefix: str, initial: Any, *, extra: int = 2, **kwargs: Any) -> Any:
+def _rows(
+    form: type[forms.Form], data: QueryDict | None, prefix: str, initial: Any, *, extra: int = 2, **kwargs: Any
+) -> Any:
     factory = forms.formset_factory(
         form, extra=extra, can_delete=True, max_num=MAX_ENTRIES, absolute_max=MAX_ENTRIES, validate_max=True
     )

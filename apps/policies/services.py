@@ -24,7 +24,7 @@ from apps.registry.models import RegisteredModel
 UNASSESSED_TIER: Final = Tier.LIMITED
 """The tier of a model that nobody has assessed yet."""
 MAX_ENVIRONMENTS: Final = 20
-MAX_GROUPS: Final = 50
+MAX_GROUPS: Final = 100
 
 
 def tier_of(model: RegisteredModel) -> Tier:
@@ -119,11 +119,19 @@ def people(team: Any) -> list[Person]:
             id=membership.user_id,
             name=membership.user.name,
             roles=frozenset(membership.roles),
-            groups=frozenset(group.name for group in membership.review_groups.all()),
+            # Groups of the team's own, and those that the organisation's sign-in told.
+            groups=frozenset({group.name for group in membership.review_groups.all()} | set(membership.groups)),
             is_active=membership.is_active and membership.user.is_active,
         )
         for membership in memberships
     ]
+
+
+def group_names(team: Any) -> list[str]:
+    """Groups that a policy can name: the team's own, and those of its members' organisation."""
+    told = Membership.objects.for_team(team).active().values_list("groups", flat=True)
+    own = ReviewGroup.objects.for_team(team).values_list("name", flat=True)
+    return sorted({*own, *(name for names in told for name in names)})[:MAX_GROUPS]
 
 
 @transaction.atomic

@@ -106,7 +106,7 @@ def policy_propose(request: HttpRequest, environment: str, tier: str) -> HttpRes
     editor = PolicyEditor(
         request.POST if request.method == "POST" else None,
         document=current.document if current else default_document(Tier(tier)),
-        groups=ReviewGroup.objects.for_team(request.team).values_list("name", flat=True),
+        groups=services.group_names(request.team),
         checks=CheckKey.objects.for_team(request.team).filter(revoked_at=None).values_list("name", flat=True),
     )
     if request.method == "POST" and editor.is_valid():
