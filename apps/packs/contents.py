@@ -36,7 +36,7 @@ from apps.packs.report import (
 from apps.policies.models import CheckResult
 from apps.promotions.evidence import metric_differences
 from apps.promotions.models import PromotionRequest
-from apps.promotions.rules import gate_results
+from apps.promotions.rules import approvals_gate, gate_results
 from apps.registry.card_services import card_document
 from apps.registry.cards import SECTIONS
 from apps.registry.models import CardRevision, ModelVersion, RegisteredModel
@@ -253,7 +253,7 @@ def _policy(contents: Contents, request: PromotionRequest, folder: str) -> list[
         return []
     contents.objects.append(request.policy_version)
     contents.add_json(f"{folder}/policy.json", document(request.policy_version))
-    results = gate_results(request)
+    results = (*gate_results(request), approvals_gate(request, request.reviews.approvals()))
     contents.add_json(f"{folder}/gates.json", [asdict(row) for row in results])
     rows = [[row.title or row.gate, _word(row.outcome), row.sentence, _word(row.mode)] for row in results]
     return [Table(["Gate", "Outcome", "Why", "Mode"], rows, [1.8, 1.4, 4.6, 1], "Gates, on the frozen evidence")]
