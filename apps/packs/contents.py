@@ -253,7 +253,9 @@ def _policy(contents: Contents, request: PromotionRequest, folder: str) -> list[
         return []
     contents.objects.append(request.policy_version)
     contents.add_json(f"{folder}/policy.json", document(request.policy_version))
-    results = (*gate_results(request), approvals_gate(request, request.reviews.approvals()))
+    results = list(gate_results(request))
+    if request.endpoint.is_protected:
+        results.append(approvals_gate(request, request.reviews.approvals()))
     contents.add_json(f"{folder}/gates.json", [asdict(row) for row in results])
     rows = [[row.title or row.gate, _word(row.outcome), row.sentence, _word(row.mode)] for row in results]
     return [Table(["Gate", "Outcome", "Why", "Mode"], rows, [1.8, 1.4, 4.6, 1], "Gates, on the frozen evidence")]
