@@ -35,6 +35,7 @@ class DemoModel:
     features: np.ndarray[Any, np.dtype[np.float32]]
     holdout_csv: bytes
     target: str
+    card: dict[str, str]  # the sections of the model card that no record can fill in
 
 
 def breast_cancer() -> DemoModel:
@@ -55,6 +56,16 @@ def breast_cancer() -> DemoModel:
         features=test,
         holdout_csv=_csv(data.feature_names, test, "diagnosis", y_test.astype(int)),
         target="diagnosis",
+        card={
+            "intended_use": "Orders a pathologist's worklist by how likely a sample is malignant.\n\n"
+            "- For: triage of fine-needle aspirates of the breast\n- Not for: a diagnosis without a pathologist",
+            "training_data": "60 % of the Wisconsin breast cancer data (569 samples, 30 measurements of cell nuclei), "
+            "stratified by diagnosis. Published for research and teaching.",
+            "slices": "Not measured: the data has neither age nor site. Measure before use at another hospital.",
+            "limitations": "Never tried on other microscopes. Beyond the range of the training data it extrapolates.",
+            "risks": "A missed malignant sample is read later, not discarded; a false alarm is read sooner.",
+            "oversight": "The lead pathologist looks at disagreements every week and can roll back in one step.",
+        },
     )
 
 
@@ -76,6 +87,15 @@ def diabetes() -> DemoModel:
         features=test,
         holdout_csv=_csv(data.feature_names, test, "progression", y_test),
         target="progression",
+        card={
+            "intended_use": "Estimates how far diabetes progresses within a year, to plan appointments.\n\n"
+            "- For: planning by clinic staff\n- Not for: decisions on treatment or insurance",
+            "training_data": "60 % of the diabetes data of Efron et al. (442 patients, ten baseline measurements).",
+            "slices": "Not measured: the groups are too small in these data for intervals that say anything.",
+            "limitations": "About half of the variance stays unexplained; single estimates are off by a third.",
+            "risks": "Patients with rare profiles may be seen later than they should be.",
+            "oversight": "A nurse confirms every plan; estimates beyond the usual range are flagged by a guardrail.",
+        },
     )
 
 

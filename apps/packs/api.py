@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from apps.core.api import NewestFirstPagination, TeamViewSet
 from apps.core.errors import DomainError
 from apps.packs import services
+from apps.packs.card_facts import begin
 from apps.packs.models import EvidencePack, PackKind
 from apps.registry import card_services
 from apps.registry.cards import completeness
@@ -82,6 +83,7 @@ class CardRevisionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
         "retrieve": "team.view",
         "create": "registry.upload",
         "submit": "registry.upload",
+        "draft": "registry.upload",
     }
 
     def get_queryset(self) -> QuerySet[Any]:
@@ -106,6 +108,12 @@ class CardRevisionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
             raise
         return Response(self.get_serializer(revision).data, status=status.HTTP_201_CREATED)
 
+    @extend_schema(responses=OpenApiTypes.OBJECT)
+    @action(detail=False)
+    def draft(self, request: Request, model_name: str, version_number: str) -> Response:
+        """What the next revision begins with: ``sections`` and ``based_on``, to be edited and POSTed back."""
+        return Response(begin(self._version()))
+
     @action(detail=True, methods=["post"])
     def submit(self, request: Request, model_name: str, version_number: str, number: str) -> Response:
         """Ask for a review; the revision has to be the newest, and complete."""
@@ -113,7 +121,7 @@ class CardRevisionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
         return Response(self.get_serializer(revision).data)
 
     def _version(self) -> ModelVersion:
-        versions = ModelVersion.objects.for_team(self.request.team)
+        versions = ModelVersion.objects.for_team(self.request.team).with_facts().select_related("model__created_by")
         kwargs = self.kwargs
         version: ModelVersion = get_object_or_404(
             versions, model__name=kwargs["model_name"], number=kwargs["version_number"]

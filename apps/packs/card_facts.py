@@ -7,11 +7,26 @@ from typing import Any, Final
 from apps.deployments.models import Deployment
 from apps.evaluation.evidence import evaluation_evidence
 from apps.evaluation.models import METRIC_LABELS, EvaluationRun
-from apps.registry.cards import CardFacts, DatasetFact, MetricFact, Prefill, SliceFact
+from apps.registry.cards import SECTIONS, CardFacts, DatasetFact, MetricFact, Prefill, SliceFact
 from apps.registry.models import CardRevision, ModelVersion
 
 _MAX_RUNS: Final = 5
 _MAX_TENSORS: Final = 12
+
+
+def begin(model_version: ModelVersion, *, is_refreshed: bool = False) -> dict[str, Any]:
+    """What the next revision begins with: ``sections``, and ``based_on``, the revision that they are from (0 for none).
+
+    ``is_refreshed`` puts the facts as they stand now in the place of those that were taken down earlier.
+    """
+    latest: CardRevision | None = model_version.card_revisions.first()
+    if latest is None:
+        return {"sections": prefill(model_version).sections(), "based_on": 0}
+    facts = {}
+    if is_refreshed:
+        fresh = prefill(model_version).sections()
+        facts = {row.key: fresh[row.key] for row in SECTIONS if row.is_factual and fresh[row.key]}
+    return {"sections": latest.sections | facts, "based_on": latest.number}
 
 
 def prefill(model_version: ModelVersion) -> Prefill:

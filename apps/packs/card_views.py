@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.permissions import require
-from apps.packs.card_facts import prefill
+from apps.packs.card_facts import begin
 from apps.packs.card_files import card_file
 from apps.packs.forms import CardForm, CardReviewForm
 from apps.registry import card_services as services
@@ -34,7 +34,8 @@ def card_detail(request: HttpRequest, name: str, number: int) -> HttpResponse:
 def card_edit(request: HttpRequest, name: str, number: int) -> HttpResponse:
     """Write the next revision; ``?refresh=1`` begins with the facts as they stand now."""
     version = _version(request, name, number)
-    form = CardForm(request.POST or None, initial=_begin(request, version))
+    draft = begin(version, is_refreshed=bool(request.GET.get("refresh")))
+    form = CardForm(request.POST or None, initial=draft["sections"] | {"based_on": draft["based_on"]})
     if request.method == "POST" and form.is_valid():
         values = form.cleaned_data
         try:
@@ -127,19 +128,6 @@ def _card_page(
         "why_not": services.why_not_review(request.actor, revision) if revision else "",
     }
     return render(request, "packs/card_detail.html", context, status=422 if form.errors else 200)
-
-
-def _begin(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
-    """What the form shows first: the newest revision, or a card prefilled from the record."""
-    latest = version.card_revisions.first()
-    if latest is None:
-        return prefill(version).sections() | {"based_on": 0, "summary": "First card"}
-    facts = {}
-    if request.GET.get("refresh"):
-        fresh = prefill(version).sections()
-        facts = {row.key: fresh[row.key] for row in SECTIONS if row.is_factual and fresh[row.key]}
-    written: dict[str, Any] = latest.sections
-    return written | facts | {"based_on": latest.number}
 
 
 def _version(request: HttpRequest, name: str, number: int) -> ModelVersion:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -33,8 +33,10 @@ from apps.packs.report import (
     Table,
     Text,
 )
+from apps.policies.models import CheckResult
 from apps.promotions.evidence import metric_differences
 from apps.promotions.models import PromotionRequest
+from apps.promotions.rules import approvals_gate, gate_results
 from apps.registry.card_services import card_document
 from apps.registry.cards import SECTIONS
 from apps.registry.models import CardRevision, ModelVersion, RegisteredModel
@@ -80,6 +82,7 @@ def promotion_contents(request: PromotionRequest) -> Contents:
         ],
     )
     contents = Contents(report, objects=[request, version, version.model])
+    _add_decision_records(contents, version.model, "model")
     _add_request(contents, request, "promotion")
     _add_version(contents, version, "model")
     deployments = list(Deployment.objects.filter(promotion_request_id=request.pk).select_related("endpoint"))
@@ -160,6 +163,7 @@ def _add_request(contents: Contents, request: PromotionRequest, folder: str) -> 
     contents.add_json(f"{folder}/request.json", document(request, without=["evidence"]))
     # The very bytes whose digest was signed: anyone can hash this file and compare.
     contents.files[f"{folder}/evidence.json"] = canonical_json(request.evidence).encode()
+    contents.files[f"{folder}/binding.json"] = canonical_json(request.binding).encode()
     records = _add_decision_records(contents, request, folder)
     chapter = contents.report.chapter(
         f"Promotion request {request.pk}: {request.model_version} to {request.endpoint.name}",
@@ -171,6 +175,8 @@ def _add_request(contents: Contents, request: PromotionRequest, folder: str) -> 
                 ("Starts with", f"{request.initial_weight} % of the traffic"),
                 ("Artifact (SHA-256)", request.artifact_digest),
                 ("Evidence (SHA-256)", request.evidence_digest),
+                ("Bound by signatures (SHA-256)", request.approval_digest or "–"),
+                ("Policy", str(request.policy_version or "none yet")),
                 ("Decided", _text(request.decided_at)),
                 ("In service", _text(request.applied_at)),
             ]
@@ -178,6 +184,7 @@ def _add_request(contents: Contents, request: PromotionRequest, folder: str) -> 
     )
     chapter.blocks += _signatures(request)
     chapter.blocks += _records(records)
+    chapter.blocks += _policy(contents, request, folder)
     chapter.blocks += _evidence(contents, request.evidence, folder)
 
 
@@ -185,8 +192,6 @@ def _add_decision_records(contents: Contents, row: models.Model, folder: str) ->
     """All rows of decisions and policies that hang on this one, and what hangs on those, as files."""
     records = {}
     for name, rows in related(row, _DECISION_APPS).items():
-        if row._meta.model_name == "registeredmodel" and name == "promotionrequest":
-            continue
         contents.objects.extend(rows)
         records[name] = [
             document(one)
@@ -238,6 +243,28 @@ def _records(records: Mapping[str, list[dict[str, Any]]]) -> list[Block]:
     return blocks
 
 
+def _policy(contents: Contents, request: PromotionRequest, folder: str) -> list[Block]:
+    """The policy's version that holds for the request, its gates on the frozen evidence, and what checks reported."""
+    checks = list(CheckResult.objects.filter(team=request.team, request_id=request.pk).order_by("pk")[:MAX_REQUESTS])
+    contents.objects.extend(checks)
+    if checks:
+        contents.add_json(f"{folder}/checks.json", [document(row) for row in checks])
+    if request.policy_version is None:
+        return []
+    contents.objects.append(request.policy_version)
+    contents.add_json(f"{folder}/policy.json", document(request.policy_version))
+    results = list(gate_results(request))
+    if request.endpoint.is_protected:
+        results.append(approvals_gate(request, request.reviews.approvals()))
+    contents.add_json(f"{folder}/gates.json", [asdict(row) for row in results])
+    rows = [[row.title or row.gate, _word(row.outcome), row.sentence, _word(row.mode)] for row in results]
+    return [Table(["Gate", "Outcome", "Why", "Mode"], rows, [1.8, 1.4, 4.6, 1], "Gates, on the frozen evidence")]
+
+
+def _word(constant: str) -> str:
+    return str(constant).replace("_", " ").lower()
+
+
 def _evidence(contents: Contents, evidence: Mapping[str, Any], folder: str) -> list[Block]:
     """The frozen facts, as they were when the request was made."""
     if not evidence.get("candidate"):
@@ -254,10 +281,6 @@ def _evidence(contents: Contents, evidence: Mapping[str, Any], folder: str) -> l
     if chart := _comparison(differences):
         blocks.append(contents.add_chart(f"{folder}/plots/metrics.svg", chart))
     blocks += _load_tests(evidence["candidate"].get("load_tests", []))
-    gates = evidence.get("gates") or []
-    if gates:
-        gate_rows = [[_text(row.get("gate")), _text(row.get("outcome")), _text(row.get("sentence"))] for row in gates]
-        blocks.append(Table(["Gate", "Outcome", "Why"], gate_rows, [2, 1.4, 5], "Gates"))
     return blocks
 
 

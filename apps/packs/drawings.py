@@ -20,6 +20,7 @@ _FIRST, _SECOND = HexColor("#3363d2"), HexColor("#d0750a")
 _COLOURS: Final = (_FIRST, _SECOND, HexColor("#1e9dc8"), HexColor("#41337d"))
 _FONT: Final = "Helvetica"  # of the 14 that every reader has; labels beyond Latin-1 are in the tables
 _MAX_LABEL: Final = 40
+_MAX_DECIMALS: Final = 6
 
 
 def draw(chart: Chart) -> Drawing:
@@ -114,4 +115,4 @@ def tick_text(value: float, ticks: list[float]) -> str:
     """A tick's number with as many decimals as its distance to the next one takes."""
     step = ticks[1] - ticks[0]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:,.{min(decimals, 6)}f}"
+    return f"{value:,.{decimals}f}" if decimals <= _MAX_DECIMALS else f"{value:.3g}"

@@ -11,19 +11,27 @@ from apps.packs.models import PackKind
 from apps.registry.cards import MAX_SECTION_CHARACTERS, SECTIONS
 
 
+class _SectionField(forms.CharField):
+    """Required of a complete card; a draft may leave it empty."""
+
+    def validate(self, value: Any) -> None:
+        """Nothing is missing yet."""
+
+
 class CardForm(forms.Form):
     """A model card: a field for each section, and the revision that it is based on."""
 
+    use_required_attribute = False
     based_on = forms.IntegerField(min_value=0, max_value=2**31 - 1, widget=forms.HiddenInput)
     summary = forms.CharField(label="What changed", max_length=200, required=False)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for section in SECTIONS:
-            self.fields[section.key] = forms.CharField(
+            self.fields[section.key] = _SectionField(
                 label=section.title,
                 max_length=MAX_SECTION_CHARACTERS,
-                required=False,
+                required=section.is_required,
                 help_text=section.asks,
                 widget=forms.Textarea({"rows": 7, "class": "mono"}),
             )

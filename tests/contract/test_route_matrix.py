@@ -203,6 +203,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:model-version-archive": {"POST": "registry.upload"},
     "api:card-revision-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:card-revision-detail": {"GET": "team.view"},
+    "api:card-revision-draft": {"GET": "registry.upload"},
     "api:card-revision-submit": {"POST": "registry.upload"},
     "api:dataset-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:dataset-detail": {"GET": "team.view"},

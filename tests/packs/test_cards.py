@@ -58,6 +58,9 @@ def test_cards_over_the_api(cast: Cast) -> None:
     api = cast.api("data_scientist")
     address = f"/api/v1/models/{version.model.name}/versions/1/card/"
     assert api.get(address).json()["results"] == []
+    draft = api.get(f"{address}draft/").json()
+    assert draft["based_on"] == 0
+    assert version.artifact.sha256 in draft["sections"]["details"]
     sections = {key: f"Enough is said about {key} here." for key in KEYS}
     made = api.post(address, {"sections": sections, "based_on": 0}, format="json")
     assert made.status_code == 201
@@ -65,5 +68,6 @@ def test_cards_over_the_api(cast: Cast) -> None:
     assert api.post(address, {"sections": sections, "based_on": 0}, format="json").status_code == 409
     bad = api.post(address, {"sections": {"risks": "x" * 9_000}, "based_on": 1}, format="json")
     assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, "/sections/risks")
+    assert api.get(f"{address}draft/").json()["sections"]["risks"] == sections["risks"]
     assert api.post(f"{address}1/submit/").json()["state"] == "IN_REVIEW"
     assert cast.api("outsider").get(address).status_code == 404

@@ -73,10 +73,15 @@ def test_a_pack_of_a_promotion_holds_what_was_decided_and_can_be_checked_offline
         review = json.loads(archive.read("promotion/reviews.json"))[0]
         events = [json.loads(line)["event"] for line in archive.read("audit/events.jsonl").splitlines()]
         archive.extract("verify.py", tmp_path)
+        binding = archive.read("promotion/binding.json")
+        gates = json.loads(archive.read("promotion/gates.json"))
+        assert json.loads(archive.read("promotion/policy.json"))["state"] == "IN_FORCE"
         assert archive.read("report.pdf").startswith(b"%PDF-")
         assert "Seen." in archive.read("model/card.md").decode()
         assert archive.read("promotion/plots/metrics.svg").startswith(b"<?xml")
     assert hashlib.sha256(evidence).hexdigest() == decided.evidence_digest == review["evidence_digest"]
+    assert hashlib.sha256(binding).hexdigest() == decided.approval_digest == review["approval_digest"]
+    assert all(row["sentence"] for row in gates)
     assert (review["reviewer_name"], review["meaning"]) == ("Cora Blom", "APPROVAL")
     actions = {json.loads(event["body"])["action"] for event in events}
     assert {"promotion.submitted", "promotion.approved", "card.reviewed", "model_version.uploaded"} <= actions

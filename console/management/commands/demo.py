@@ -25,6 +25,8 @@ from apps.accounts.roles import Role, Scope
 from apps.audit.actor import Actor
 from apps.promotions.models import Decision, Meaning, PromotionRequest
 from apps.promotions.reviews import review_promotion
+from apps.registry.card_services import review_card
+from apps.registry.models import CardRevision
 from console.demo_data import DemoModel, breast_cancer, diabetes
 from console.installation import write_private
 
@@ -83,6 +85,7 @@ class Command(BaseCommand):
         for model in models:
             self._push(science, model)
             _post(operations, "endpoints/", json={"name": model.endpoint, "description": model.description})
+            self._review_card(officer, model, 1)
             self._promote(science, model, 1, "First version: better than the rule of thumb in use today.")
             self._approve(officer, model, 1)
         # The officer's inbox has something to decide, and the data scientist something to promote.
@@ -139,10 +142,23 @@ class Command(BaseCommand):
                 },
             )
             _wait_for(science, f"evaluations/{run['id']}/", lambda answer: answer["state"] == "SUCCEEDED")
+            self._write_card(science, model, number)
+
+    def _write_card(self, science: httpx.Client, model: DemoModel, number: int) -> None:
+        """A model card from what is on record and what a person knows, put up for review."""
+        path = f"models/{model.name}/versions/{number}/card/"
+        draft = science.get(f"{path}draft/").json()
+        card = _post(science, path, json=draft | {"sections": draft["sections"] | model.card, "summary": "First card"})
+        _post(science, f"{path}{card['number']}/submit/")
 
     def _promote(self, science: httpx.Client, model: DemoModel, number: int, why: str) -> None:
         body = {"endpoint": model.endpoint, "model": model.name, "model_version": number, "justification": why}
         _post(science, "promotions/", json=body)
+
+    def _review_card(self, officer: Person, model: DemoModel, number: int) -> None:
+        """Review as the officer, before the decision. There is no API for this either."""
+        card = CardRevision.objects.in_review().get(model_version__model__name=model.name, model_version__number=number)
+        review_card(officer.actor, revision=card, is_approved=True, comment="Purpose and limits are said plainly.")
 
     def _approve(self, officer: Person, model: DemoModel, number: int) -> None:
         """Sign as the officer. There is no API for this: a token never approves."""
