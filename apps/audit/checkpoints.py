@@ -21,7 +21,7 @@ from apps.audit.verify import Checkpoint as Statement
 from apps.audit.verify import Link, LogCheck, Rejected, open_checkpoint
 
 EVERY: Final = timedelta(minutes=1)
-AT_ONCE: Final = ("promotion.", "break_glass.")
+AT_ONCE: Final = ("promotion.",)
 """Events of these kinds do not wait for the minute."""
 MAX_EVENTS: Final = 10_000
 """What one checkpoint covers more than the one before: the size of an anchor's record is bounded by it."""

@@ -23,7 +23,14 @@ from inference.errors import ManifestRejected
 
 REQUEST_TYPE: Final = "promotions.promotionrequest"
 """The object type under which the audit log knows promotions, which are a room of their own."""
-_APPROVALS: Final = ("promotion.approved", "promotion.approved_with_conditions", "promotion.signed")
+_REQUESTS: Final = ("promotion.submitted", "promotion.break_glass_opened")
+_APPROVALS: Final = (
+    "promotion.approval_signed",
+    "promotion.approved",
+    "promotion.approved_with_conditions",
+    "promotion.approved_by_policy",
+    "promotion.break_glass_confirmed",
+)
 _MAX_ROWS: Final = 100
 _MAX_EVENTS: Final = 100
 
@@ -38,7 +45,7 @@ class Approval:
     @property
     def requested_by(self) -> str:
         """Who asked for it."""
-        return next((event.actor_name for event in self.events if event.action == "promotion.submitted"), "")
+        return next((event.actor_name for event in self.events if event.action in _REQUESTS), "")
 
     @property
     def signatures(self) -> list[AuditEvent]:
