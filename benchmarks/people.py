@@ -11,14 +11,17 @@ import secrets
 from typing import Final
 
 from django.db import transaction
+from django.utils import timezone
 
 from apps.accounts import services as accounts
+from apps.accounts.confirmation import PASSWORD, Confirmation
 from apps.accounts.models import Membership
 from apps.accounts.roles import Role, Scope
 from apps.audit.actor import Actor
 from apps.deployments import services as deployments
 from apps.deployments.models import Deployment, Endpoint
 from apps.deployments.observed import observe
+from apps.promotions import reviews
 from apps.promotions import services as promotions
 from apps.promotions.models import Decision, Meaning, PromotionRequest
 from apps.registry import services as registry
@@ -43,7 +46,7 @@ class People:
     """One member for each part of a change."""
 
     def __init__(self) -> None:
-        self._password = secrets.token_urlsafe(12)
+        password = secrets.token_urlsafe(12)
         system = Actor.system("benchmark")
         with transaction.atomic():
             self._team = accounts.create_team(system, slug="bench", name="Bench")
@@ -53,7 +56,7 @@ class People:
                     team=self._team,
                     email=f"{role.value.lower()}@bench.example",
                     name=role.value,
-                    password=self._password,
+                    password=password,
                     roles=[role],
                 )
                 for role in (Role.DATA_SCIENTIST, Role.OPERATOR, Role.COMPLIANCE_OFFICER)
@@ -89,14 +92,14 @@ class People:
             endpoint=endpoint,
             justification="Its turn has come.",
         )
-        promotions.review_promotion(
+        reviews.review_promotion(
             _actor(self._officer),
             request=request,
             decision=Decision.APPROVED,
             meaning=Meaning.APPROVAL,
             comment="Seen.",
-            password=self._password,
-            evidence_digest=request.evidence_digest,
+            confirmation=Confirmation((PASSWORD,), timezone.now()),
+            approval_digest=request.approval_digest,
         )
         started = PromotionRequest.objects.filter(pk=request.pk, deployment_id__isnull=False)
         wait_for(started.exists, PATIENCE_S, "applying an approved promotion", every_s=POLL_S)

@@ -1,10 +1,11 @@
-"""The heavier proofs of durability: processes killed under load, ten times the load, minutes without the database.
+"""The heavier proofs: processes killed under load, ten times the load, minutes without the database, races.
 
 Prints JSON lines; exits with 1 when a part fails. Parts:
 
 ``product``: every process of the whole product is killed once; it recovers, and log and audit are complete.
 ``kills``: replica, shipper and database of the inference service are killed at random, 50 times each.
 ``overload``: 5 minutes of ten times what an endpoint can answer, beside a polite caller of another team.
+``races``: everybody decides on the same promotion request at once, 500 times.
 ``outage``: 5 minutes without the database, in which a replica dies too.
 """
 
@@ -18,7 +19,7 @@ from typing import Final
 
 import psycopg
 
-from benchmarks import storm_kills, storm_outage, storm_overload, storm_product
+from benchmarks import storm_kills, storm_outage, storm_overload, storm_product, storm_races
 from benchmarks.load import CannotMeasure
 from benchmarks.product import report
 from inference.load_generator import LoadFailed
@@ -26,7 +27,7 @@ from inference.load_generator import LoadFailed
 KILLS: Final = 50
 OVERLOAD_S: Final = 300.0
 OUTAGE_S: Final = 300.0
-PARTS: Final = ("product", "kills", "overload", "outage")
+PARTS: Final = ("product", "kills", "overload", "races", "outage")
 
 
 def main() -> int:
@@ -48,6 +49,7 @@ def main() -> int:
         "product": lambda: storm_product.run(max(round(scale), 1)),
         "kills": lambda: storm_kills.run(max(round(KILLS * scale), 1)),
         "overload": lambda: storm_overload.run(OVERLOAD_S * scale),
+        "races": lambda: storm_races.run(scale),
         "outage": lambda: storm_outage.run(OUTAGE_S * scale),
     }
     results = [_passes(part, runs[part]) for part in PARTS if part in chosen]

@@ -299,6 +299,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "JobState": "apps.jobs.models.JobState",
         "ModelVersionState": "apps.registry.models.ModelVersionState",
+        "FindingState": "apps.promotions.models.FindingState",
         "CardState": "apps.registry.models.CardState",
         "RequestState": "apps.promotions.models.RequestState",
         "RolloutState": "apps.promotions.models.RolloutState",

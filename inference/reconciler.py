@@ -326,7 +326,11 @@ class Reconciler(threading.Thread):
             observed.changed.set()
 
     def _report_refusal(self, message: str) -> None:
-        refusal = {"deployment_id": None, "message": f"The newest manifest is refused: {message}"}
+        refusal = {
+            "deployment_id": None,
+            "is_manifest": True,
+            "message": f"The newest manifest is refused: {message}",
+        }
         if refusal not in self._observed.errors:
             self._observed.errors = [*self._observed.errors, refusal]
             self._observed.changed.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import onnx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 from onnx import TensorProto, helper, numpy_helper
 
+from apps.accounts.confirmation import Confirmation
 from apps.deployments import services as deployments
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation import services as evaluation
@@ -21,8 +24,9 @@ from apps.jobs.runner import run_inline
 from apps.policies import services as policies
 from apps.policies.documents import ApprovalRule, PolicyDocument, Tier
 from apps.policies.models import PolicyVersion
+from apps.promotions import reviews, rollouts
 from apps.promotions import services as promotions
-from apps.promotions.models import Decision, Meaning, PromotionRequest, Review
+from apps.promotions.models import MEANINGS, Decision, Finding, PromotionRequest, Review
 from apps.registry import artifact_signing
 from apps.registry import card_services as cards
 from apps.registry import services as registry
@@ -177,20 +181,36 @@ def submitted_request(
     )
 
 
+def confirmed() -> Confirmation:
+    """What confirming one's identity gives, just now."""
+    return Confirmation(("password",), timezone.now())
+
+
 def sign(cast: Cast, request: PromotionRequest, decision: Decision = Decision.APPROVED, **changes: object) -> Review:
     """The compliance officer's decision."""
-    from tests.conftest import PASSWORD
-
-    meaning = Meaning.APPROVAL if decision == Decision.APPROVED else Meaning.REJECTION
+    meaning = MEANINGS[decision][0]
     values = {
         "decision": decision,
         "meaning": meaning,
         "comment": "Seen.",
-        "password": PASSWORD,
-        "evidence_digest": request.evidence_digest,
+        "confirmation": confirmed(),
+        "approval_digest": request.approval_digest,
     }
     actor = changes.pop("actor", cast.actor("compliance_officer"))
-    return promotions.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
+    return reviews.review_promotion(actor, request=request, **(values | changes))  # type: ignore[arg-type]
+
+
+def finding(cast: Cast, request: PromotionRequest, *, due_in_days: float = 7) -> Finding:
+    """A condition that the data scientist owns."""
+    now = timezone.now()
+    return Finding.objects.create(
+        request=request,
+        title="Evaluate it on the rows of March",
+        owner=cast.data_scientist.user,
+        due_at=now + timedelta(days=due_in_days),
+        opened_by="Cora Blom",
+        opened_at=now,
+    )
 
 
 def proposed_policy(cast: Cast, **demands: Any) -> PolicyVersion:
@@ -212,7 +232,7 @@ def live_request(
     """An approved request that the controller has put into the manifest."""
     request = submitted_request(cast, version, to, initial_weight=initial_weight)
     sign(cast, request)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     return PromotionRequest.objects.with_names().get(pk=request.pk)
 
 

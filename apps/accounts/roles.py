@@ -18,7 +18,9 @@ class Role(models.TextChoices):
 
 
 ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
-    Role.ANALYST: frozenset({"team.view", "evaluation.run", "deployments.predict", "monitoring.define"}),
+    Role.ANALYST: frozenset(
+        {"team.view", "evaluation.run", "promotions.comment", "deployments.predict", "monitoring.define"}
+    ),
     Role.DATA_SCIENTIST: frozenset(
         {
             "team.view",
@@ -27,6 +29,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
             "promotions.request",
             "deployments.predict",
             "policies.assess",
+            "promotions.comment",
         }
     ),
     Role.OPERATOR: frozenset(
@@ -34,6 +37,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
             "team.view",
             "evaluation.run",
             "promotions.request",
+            "promotions.comment",
             "deployments.operate",
             "deployments.predict",
             "monitoring.define",
@@ -46,6 +50,7 @@ ROLE_PERMISSIONS: dict[str, frozenset[str]] = {
             "promotions.review",
             "promotions.set_policy",
             "policies.assess",
+            "promotions.comment",
             "audit.read",
             "deployments.predict",
         }
@@ -73,7 +78,7 @@ SCOPE_PERMISSIONS: dict[str, frozenset[str]] = {
     Scope.READ: frozenset({"team.view"}),
     Scope.PREDICT: frozenset({"deployments.predict"}),
     Scope.BUILD: frozenset({"registry.upload", "evaluation.run", "policies.assess"}),
-    Scope.PROMOTE: frozenset({"promotions.request"}),
+    Scope.PROMOTE: frozenset({"promotions.request", "promotions.comment"}),
     Scope.OPERATE: frozenset({"deployments.operate"}),
     Scope.AUDIT: frozenset({"audit.read"}),
     Scope.PROVISION: frozenset({"accounts.provision"}),

@@ -40,8 +40,8 @@ _LOCK: Final = 7_203_114_507  # advisory lock: generations are handed out one at
 
 
 @transaction.atomic
-def publish_manifest() -> ServingManifest | None:
-    """Write the next generation if what it would say has changed; None if not.
+def publish_manifest(*, anew: bool = False) -> ServingManifest | None:
+    """Write the next generation if what it would say has changed, or ``anew`` in any case; None if not.
 
     Runs in the transaction of the change, so that replicas can never see the one without the other.
     """
@@ -51,7 +51,7 @@ def publish_manifest() -> ServingManifest | None:
     now = timezone.now()
     manifest = Manifest(0, "", _entries(now))
     content_digest = hashlib.sha256(manifest.to_bytes()).hexdigest()
-    if latest is not None and latest.content_digest == content_digest:
+    if latest is not None and latest.content_digest == content_digest and not anew:
         return None
     generation = latest.generation + 1 if latest else 1
     body = replace(manifest, generation=generation, issued_at=now.astimezone(UTC).isoformat()).to_bytes()

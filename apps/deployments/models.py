@@ -142,6 +142,7 @@ class Deployment(models.Model):
     activated_by = models.CharField(max_length=120)
     activated_at = models.DateTimeField()
     retired_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)  # its approval was taken back: nothing goes back to it
 
     objects = DeploymentQuerySet.as_manager()
 
@@ -166,6 +167,10 @@ class Deployment(models.Model):
             models.CheckConstraint(
                 condition=models.Q(role="shadow") | models.Q(promotion_request_id__isnull=False),
                 name="deployment_answers_by_approval",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(revoked_at=None) | models.Q(retired_at__isnull=False),
+                name="deployment_revoked_serves_nobody",
             ),
         )
 
@@ -219,6 +224,32 @@ class ServingManifest(models.Model):
 
     def __str__(self) -> str:
         return f"Generation {self.generation}"
+
+
+class ManifestRefusal(models.Model):
+    """A manifest that must not be followed: altered in the database, or signed by somebody else.
+
+    ``ended_at`` tells when it was gone again; it stays in the inbox until somebody has acknowledged it.
+    """
+
+    message = models.CharField(max_length=500)
+    replicas = models.PositiveIntegerField()  # how many report it; 0: the console alone
+    first_seen_at = models.DateTimeField()
+    last_seen_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    acknowledged_at = models.DateTimeField(null=True)
+    acknowledged_by = models.CharField(max_length=120, blank=True)
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("message",), condition=models.Q(ended_at=None), name="manifest_refusal_once"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return "The serving manifest"
 
 
 class ReplicaQuerySet(models.QuerySet["Replica"]):

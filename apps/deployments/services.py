@@ -163,6 +163,43 @@ def remove_shadow(actor: Actor, *, endpoint: Endpoint, deployment_id: int) -> No
     record(actor, "shadow.removed", endpoint, team=endpoint.team, before=before, after=_published())
 
 
+@transaction.atomic
+def withdraw_version(
+    actor: Actor, *, endpoint: Endpoint, promotion_request_id: int, reason: str, put_back: bool = True
+) -> Deployment | None:
+    """Take out of service what answers by a revoked approval; returns what is the champion then, None if nothing is.
+
+    A canary gives its share to the champion. A champion makes way for the version that served before it under an
+    approval that stands; without one, or unless ``put_back``, nothing answers on the endpoint any more. The caller has
+    revoked the approval.
+    """
+    endpoint = _locked(endpoint)
+    under_it = endpoint.deployments.filter(promotion_request_id=promotion_request_id)
+    withdrawn = under_it.active().with_versions().exclude(role=DeploymentRole.SHADOW).first()
+    previous = rollback_target(endpoint) if put_back else None
+    if previous is not None and previous.promotion_request_id == promotion_request_id:
+        previous = None
+    split = Split.of(endpoint)
+    before = {"split": split.as_document()}
+    if withdrawn is not None:
+        _retire([withdrawn] if withdrawn.role == DeploymentRole.CANARY else split.answering)
+        if withdrawn.role == DeploymentRole.CANARY and split.champion is not None:
+            split.champion.weight += withdrawn.weight
+            split.champion.save(update_fields=["weight"])
+    under_it.filter(retired_at__isnull=False).update(revoked_at=timezone.now())
+    if withdrawn is not None and withdrawn.role == DeploymentRole.CHAMPION and previous is not None:
+        return _activate(
+            actor,
+            action="deployment.fell_back",
+            endpoint=endpoint,
+            model_version=previous.model_version,
+            promotion_request_id=previous.promotion_request_id,
+        )
+    after = {"split": Split.of(endpoint).as_document()} | _published()
+    record(actor, "deployment.withdrawn", endpoint, team=endpoint.team, before=before, after=after, reason=reason)
+    return current_champion(endpoint)
+
+
 def _locked(endpoint: Endpoint) -> Endpoint:
     """The endpoint's row, locked: what is on it changes one at a time."""
     locked: Endpoint = Endpoint.objects.select_for_update(of=("self",)).select_related("team").get(pk=endpoint.pk)
@@ -203,7 +240,7 @@ def _activate(
         role=DeploymentRole.CANARY if is_canary else DeploymentRole.CHAMPION,
         weight=weight if is_canary else 100,
         promotion_request_id=promotion_request_id,
-        is_rollback=action == "deployment.rolled_back",
+        is_rollback=action in ("deployment.rolled_back", "deployment.fell_back"),
         activated_by=actor.name,
         activated_at=timezone.now(),
     )
@@ -251,6 +288,7 @@ def rollback_target(endpoint: Endpoint) -> Deployment | None:
     if current is None:
         return None
     history = endpoint.deployments.champions().exclude(model_version_id=current.model_version_id).with_versions()
+    history = history.filter(revoked_at=None)
     first = (
         endpoint.deployments.champions()
         .filter(model_version_id=current.model_version_id, promotion_request_id=current.promotion_request_id)

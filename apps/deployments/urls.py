@@ -6,6 +6,7 @@ from apps.deployments import views
 
 app_name = "deployments"
 urlpatterns = [
+    path("manifest/acknowledge/", views.refusals_acknowledge, name="refusals-acknowledge"),
     path("endpoints/", views.endpoint_list, name="endpoint-list"),
     path("endpoints/new/", views.endpoint_create, name="endpoint-create"),
     path("endpoints/<slug:name>/", views.endpoint_detail, name="endpoint-detail"),

@@ -27,6 +27,7 @@ from apps.deployments.forms import (
 )
 from apps.deployments.models import Deployment, Endpoint, Guardrail
 from apps.deployments.observed import Fleet, observe
+from apps.deployments.refusals import acknowledge_refusals
 from apps.deployments.traffic import MAX_ANSWERING, MAX_SHADOWS, Split
 from apps.registry.models import ModelVersion
 from inference.contracts import Signature
@@ -49,6 +50,15 @@ def endpoint_list(request: HttpRequest) -> HttpResponse:
         split = Split.among(by_endpoint[endpoint.pk])
         rows.append({"endpoint": endpoint, "split": split, "observed": observe(split.champion, fleet)})
     return render(request, "deployments/endpoint_list.html", {"rows": rows})
+
+
+@require_POST
+@require("deployments.operate")
+def refusals_acknowledge(request: HttpRequest) -> HttpResponse:
+    """Acknowledge that a manifest was refused, and publish a fresh one."""
+    acknowledge_refusals(request.actor, reason=request.POST.get("reason", "")[:2_000])
+    messages.success(request, "Acknowledged.")
+    return redirect("promotions:inbox")
 
 
 @require_http_methods(["GET", "POST"])

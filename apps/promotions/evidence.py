@@ -10,6 +10,9 @@ from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.charts import is_score
 from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
 from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
+from apps.policies.services import risk_evidence
+from apps.registry.artifact_signing import signature_evidence
+from apps.registry.card_services import card_evidence
 from apps.registry.models import ModelVersion
 
 _MAX_RUNS = 20
@@ -23,6 +26,8 @@ def collect_evidence(
     return {
         "format": "countersign/evidence/v1",
         "endpoint": endpoint.name,
+        "environment": endpoint.environment,
+        "risk": risk_evidence(model_version.model),
         "initial_weight": initial_weight,
         "candidate": version_evidence(model_version),
         "champion": version_evidence(champion.model_version) if champion else None,
@@ -44,6 +49,10 @@ def version_evidence(model_version: ModelVersion) -> dict[str, Any]:
         "producer": model_version.producer,
         "warmup_ms": model_version.warmup_ms,
         "uploaded_by": model_version.uploaded_by.name,
+        "trained_by": model_version.trained_by.name if model_version.trained_by else None,
+        "training_data": model_version.training_data,
+        "model_card": card_evidence(model_version),
+        "artifact_signature": signature_evidence(model_version),
         "uploaded_at": model_version.uploaded_at.isoformat(),
         "evaluations": [evaluation_evidence(run) for run in runs],
         "load_tests": [load_test_evidence(test) for test in tests.order_by("-id")[:_MAX_LOAD_TESTS]],
@@ -103,3 +112,19 @@ def newest_load_tests(evidence: dict[str, Any]) -> list[tuple[str, dict[str, Any
     """(Candidate or Champion, its newest load test), as frozen; evidence from before there were any has none."""
     sides = (("Candidate", evidence["candidate"]), ("Champion", evidence.get("champion") or {}))
     return [(name, side["load_tests"][0]) for name, side in sides if side.get("load_tests")]
+
+
+def dataset_differences(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data that candidate and champion were evaluated on: ``label, row_count, sha256, candidate, champion``."""
+    found: dict[str, dict[str, Any]] = {}
+    for side in ("candidate", "champion"):
+        for run in (evidence.get(side) or {"evaluations": []})["evaluations"]:
+            dataset = run["dataset"]
+            label = f"{dataset['name']} v{dataset['number']}"
+            row = found.setdefault(
+                dataset["sha256"],
+                {"label": label, "row_count": dataset["row_count"], "sha256": dataset["sha256"]}
+                | {"candidate": False, "champion": False},
+            )
+            row[side] = True
+    return list(found.values())

@@ -1,36 +1,33 @@
-"""From a request to a version in service: one function per step."""
+"""What the requester does: draft, submit, revise, withdraw."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from apps.accounts.models import User
 from apps.audit.actor import Actor
 from apps.audit.services import record
 from apps.core.controller import wake_controller
 from apps.core.errors import Conflict, DomainError, NotAllowed
-from apps.deployments.models import Deployment, DeploymentRole, Endpoint
-from apps.deployments.observed import observe
-from apps.deployments.services import current_champion, deploy_version
+from apps.deployments.models import Endpoint
+from apps.deployments.services import current_champion
 from apps.deployments.traffic import Split, check_canary, check_fit
+from apps.promotions.binding import current_binding, digest_of_binding
 from apps.promotions.evidence import collect_evidence, digest_of
 from apps.promotions.models import (
-    APPROVAL_LIFETIME,
-    REQUEST_LIFETIME,
-    Decision,
-    Meaning,
+    DRAFT_LIFETIME,
     PromotionRequest,
     RequestState,
-    Review,
+    ReviewTask,
     RolloutState,
 )
+from apps.promotions.rules import document_of, eligibility, policy_for
+from apps.registry.artifact_signing import request_signature
 from apps.registry.models import ModelVersion, ModelVersionState
-
-logger = logging.getLogger(__name__)
 
 
 @transaction.atomic
@@ -48,48 +45,243 @@ def request_promotion(
     ``initial_weight`` is its share of the traffic in per cent when it starts: 100 for a champion, less for a canary.
     """
     actor.require("promotions.request")
-    # Locked, so that of two requests at once the second one sees the first.
-    endpoint = Endpoint.objects.select_for_update().get(pk=endpoint.pk)
-    _require_requestable(model_version, endpoint, initial_weight)
-    evidence = collect_evidence(
-        model_version=model_version,
-        endpoint=endpoint,
-        champion=current_champion(endpoint),
-        initial_weight=initial_weight,
-    )
-    now = timezone.now()
-    request = PromotionRequest.objects.create(
+    request = create_request(
+        actor,
         team=team,
-        endpoint=endpoint,
         model_version=model_version,
-        initial_weight=initial_weight,
+        endpoint=endpoint,
         justification=justification,
-        artifact_digest=model_version.artifact.sha256,
-        evidence=evidence,
-        evidence_digest="",
-        requested_by_id=actor.person_id,
-        requested_at=now,
-        expires_at=now + REQUEST_LIFETIME,
+        initial_weight=initial_weight,
     )
-    # Digested as the database gives it back: jsonb writes some numbers in another form.
-    request.refresh_from_db(fields=["evidence"])
-    request.evidence_digest = digest_of(request.evidence)
-    request.save(update_fields=["evidence_digest"])
-    after = {
-        "artifact_digest": request.artifact_digest,
-        "evidence_digest": request.evidence_digest,
-        "initial_weight": initial_weight,
-    }
-    record(actor, "promotion.submitted", request, team=team, after=after, reason=justification)
+    return _submit(actor, request, action="promotion.submitted")
+
+
+@transaction.atomic
+def draft_promotion(
+    actor: Actor,
+    *,
+    team: Any,
+    model_version: ModelVersion,
+    endpoint: Endpoint,
+    justification: str,
+    initial_weight: int = 100,
+) -> PromotionRequest:
+    """Write a request down without submitting it: nothing is frozen, and nobody is asked."""
+    actor.require("promotions.request")
+    request = create_request(
+        actor,
+        team=team,
+        model_version=model_version,
+        endpoint=endpoint,
+        justification=justification,
+        initial_weight=initial_weight,
+    )
+    record(actor, "promotion.drafted", request, team=team, reason=justification)
     return request
 
 
-def _require_requestable(model_version: ModelVersion, endpoint: Endpoint, initial_weight: int) -> None:
-    """Raise ``Conflict`` or ``DomainError`` for what could not be put into service as things stand."""
-    if model_version.state != ModelVersionState.READY:
-        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be promoted.")
+@transaction.atomic
+def submit_promotion(actor: Actor, *, request: PromotionRequest) -> PromotionRequest:
+    """Hand a draft to the reviewers; freezes the evidence as it stands now."""
+    actor.require("promotions.request")
+    request = locked(request)
+    _require_requester(actor, request)
+    if request.state != RequestState.DRAFT:
+        raise Conflict(f"This request is {request.get_state_display().lower()} already.")
+    return _submit(actor, request, action="promotion.submitted")
+
+
+@transaction.atomic
+def revise_promotion(
+    actor: Actor, *, request: PromotionRequest, justification: str, initial_weight: int
+) -> PromotionRequest:
+    """Change what is asked for. A draft stays one; anything else goes to the reviewers again, as the next round.
+
+    The evidence is frozen anew, and every signature of the round before is void.
+    """
+    actor.require("promotions.request")
+    request = locked(request)
+    _require_requester(actor, request)
+    if not request.is_revisable:
+        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
+    _require_share(initial_weight)
+    request.justification, request.initial_weight = justification, initial_weight
+    if request.state == RequestState.DRAFT:
+        request.save(update_fields=["justification", "initial_weight"])
+        record(actor, "promotion.redrafted", request, team=request.team, reason=justification)
+        return request
+    void_reviews(request, f"{actor.name} revised the request.")
+    request.round += 1
+    return _submit(actor, request, action="promotion.resubmitted")
+
+
+@transaction.atomic
+def cancel_promotion(actor: Actor, *, request: PromotionRequest) -> PromotionRequest:
+    """Withdraw one's own request while nobody has decided."""
+    actor.require("promotions.request")
+    request = locked(request)
+    _require_requester(actor, request)
+    if not request.is_open and request.state != RequestState.DRAFT:
+        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
+    end_request(actor, request, RequestState.CANCELLED, "promotion.cancelled")
+    return request
+
+
+def return_to_review(actor: Actor, request: PromotionRequest, reason: str) -> None:
+    """Void every signature because something that they bind has changed, and ask the reviewers again.
+
+    The evidence is frozen anew. The caller holds the row's lock. Where the version cannot be promoted any more, there
+    is nothing to review, and the approval is revoked.
+    """
+    names = void_reviews(request, reason)
+    request.round += 1
+    after = {"void_signatures": names, "round": request.round}
+    record(actor, "promotion.approval_voided", request, team=request.team, after=after, reason=reason)
+    try:
+        with transaction.atomic():
+            _submit(actor, request, action="promotion.resubmitted", reason=reason)
+    except DomainError as error:
+        end_request(actor, request, RequestState.REVOKED, "promotion.revoked", reason=f"{reason} {error.message}")
+
+
+def create_request(actor: Actor, *, initial_weight: int, **values: Any) -> PromotionRequest:
+    """A draft. The caller has checked the permission, and records the event."""
+    _require_share(initial_weight)
+    now = timezone.now()
+    return PromotionRequest.objects.create(
+        state=RequestState.DRAFT,
+        initial_weight=initial_weight,
+        requested_by_id=actor.person_id,
+        requested_at=now,
+        expires_at=now + DRAFT_LIFETIME,
+        **values,
+    )
+
+
+def locked(request: PromotionRequest) -> PromotionRequest:
+    """The request's row, locked, with everything that decisions on it need."""
+    rows = PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team")
+    row: PromotionRequest = rows.get(pk=request.pk)
+    return row
+
+
+def void_reviews(request: PromotionRequest, reason: str) -> list[str]:
+    """Strike every standing signature; returns the names on them."""
+    standing = request.reviews.standing()
+    names = list(standing.values_list("reviewer_name", flat=True))
+    standing.update(voided_at=timezone.now(), void_reason=reason[:500])
+    return names
+
+
+def approve_request(actor: Actor, request: PromotionRequest, state: RequestState) -> None:
+    """Let the controller put it into service, and have its artifact signed. The caller holds the row's lock."""
+    request.state, request.rollout, request.decided_at = state, RolloutState.QUEUED, timezone.now()
+    request.expires_at = request.decided_at + timedelta(days=document_of(request).approval_lifetime_days)
+    request.save(update_fields=["state", "rollout", "decided_at", "expires_at", "review_due_at"])
+    close_tasks(request)
+    request_signature(actor, model_version=request.model_version, promotion_request_id=request.pk)
+    wake_controller()
+
+
+def end_request(
+    actor: Actor,
+    request: PromotionRequest,
+    state: RequestState,
+    action: str,
+    *,
+    reason: str = "",
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Close a request for good. The caller holds the row's lock, and sees to what it put into service."""
+    before = {"state": request.state}
+    request.state, request.state_reason = state, reason[:500]
+    request.rollout, request.decided_at = RolloutState.ENDED, timezone.now()
+    request.save(update_fields=["state", "state_reason", "rollout", "decided_at"])
+    close_tasks(request)
+    record(
+        actor, action, request, team=request.team, before=before, after={"state": state, **(after or {})}, reason=reason
+    )
+
+
+def close_tasks(request: PromotionRequest) -> None:
+    """Nobody has to decide any more."""
+    request.tasks.filter(done_at=None).update(done_at=timezone.now())
+
+
+def open_tasks(request: PromotionRequest) -> None:
+    """A task for each person who may decide, and none for those who may not (any more)."""
+    open_tasks_for(request, eligibility(request).ids if request.endpoint.is_protected else ())
+
+
+def open_tasks_for(request: PromotionRequest, user_ids: Collection[int]) -> None:
+    """A task for each of these people, and none for anybody else."""
+    now = timezone.now()
+    waiting = request.tasks.filter(done_at=None)
+    waiting.exclude(reviewer_id__in=user_ids, round=request.round).update(done_at=now)
+    tasks = [
+        ReviewTask(request=request, round=request.round, reviewer_id=key, created_at=now) for key in sorted(user_ids)
+    ]
+    ReviewTask.objects.bulk_create(tasks, ignore_conflicts=True)
+
+
+def _submit(actor: Actor, request: PromotionRequest, *, action: str, reason: str = "") -> PromotionRequest:
+    freeze(request)
+    open_tasks(request)
+    wake_controller()  # where the gates alone decide, they decide now
+    after = {
+        "artifact_digest": request.artifact_digest,
+        "evidence_digest": request.evidence_digest,
+        "approval_digest": request.approval_digest,
+        "policy": str(request.policy_version),
+        "initial_weight": request.initial_weight,
+        "round": request.round,
+    }
+    record(actor, action, request, team=request.team, after=after, reason=reason or request.justification)
+    return request
+
+
+def freeze(request: PromotionRequest) -> None:
+    """Submit what is asked for: collect the evidence as it stands now, and bind everything that a signature binds."""
+    # Locked, so that of two requests at once the second one sees the first.
+    request.endpoint = endpoint = Endpoint.objects.select_for_update().get(pk=request.endpoint_id)
+    _require_requestable(request, endpoint)
+    now = timezone.now()
+    request.state, request.state_reason, request.rollout = RequestState.SUBMITTED, "", RolloutState.WAITING
+    request.policy_version = policy_for(request)
+    lifetime = timedelta(days=document_of(request).request_lifetime_days)
+    request.requested_at, request.expires_at = now, now + lifetime
+    request.decided_at = request.apply_after = None
+    request.artifact_digest = request.model_version.artifact.sha256
+    request.evidence = collect_evidence(
+        model_version=request.model_version,
+        endpoint=endpoint,
+        champion=current_champion(endpoint),
+        initial_weight=request.initial_weight,
+    )
+    request.save()
+    # Digested as the database gives it back: jsonb writes some numbers in another form.
+    request.refresh_from_db(fields=["evidence"])
+    request.binding = current_binding(request)
+    request.evidence_digest = digest_of(request.evidence)
+    request.approval_digest = digest_of_binding(request.binding)
+    request.save(update_fields=["binding", "evidence_digest", "approval_digest"])
+
+
+def _require_requester(actor: Actor, request: PromotionRequest) -> None:
+    if actor.user_id != request.requested_by_id:
+        raise NotAllowed("Only the person who made the request can change or withdraw it.")
+
+
+def _require_share(initial_weight: int) -> None:
     if not 1 <= initial_weight <= 100:
         raise DomainError("The share to start with is from 1 to 100 %.", field="initial_weight")
+
+
+def _require_requestable(request: PromotionRequest, endpoint: Endpoint) -> None:
+    """Raise ``Conflict`` or ``DomainError`` for what could not be put into service as things stand."""
+    model_version, initial_weight = request.model_version, request.initial_weight
+    if model_version.state != ModelVersionState.READY:
+        raise Conflict(f"{model_version} is not ready: only a version that passed validation can be promoted.")
     split = Split.of(endpoint)
     if any(row.model_version_id == model_version.pk for row in split.canaries):
         raise Conflict(
@@ -98,200 +290,9 @@ def _require_requestable(model_version: ModelVersion, endpoint: Endpoint, initia
         )
     if split.champion is not None and split.champion.model_version_id == model_version.pk:
         raise Conflict(f"{model_version} serves on {endpoint.name} already.", field="endpoint")
-    if PromotionRequest.objects.submitted().filter(endpoint=endpoint, model_version=model_version).exists():
+    others = PromotionRequest.objects.open().filter(endpoint=endpoint, model_version=model_version)
+    if others.exclude(pk=request.pk).exists():
         raise Conflict(f"There is an open request for {model_version} on {endpoint.name} already.", field="endpoint")
     check_fit(endpoint, model_version)
     if initial_weight < 100:
         check_canary(endpoint, model_version, weight=initial_weight)
-
-
-def why_not_review(actor: Actor, request: PromotionRequest) -> str:
-    """Why this person cannot decide on the request; empty if they can."""
-    if not request.is_open:
-        return f"It is {request.get_state_display().lower()} already."
-    if actor.token_id is not None:
-        return "A token never approves: sign in to the console."
-    if actor.user_id == request.requested_by_id:
-        return "You requested this promotion, so somebody else must decide."
-    if actor.user_id == request.model_version.uploaded_by_id:
-        return "You uploaded this version, so somebody else must decide."
-    return "" if actor.can("promotions.review") else "Only a compliance officer decides on promotions."
-
-
-@transaction.atomic
-def review_promotion(
-    actor: Actor,
-    *,
-    request: PromotionRequest,
-    decision: Decision,
-    meaning: Meaning,
-    comment: str,
-    password: str,
-    evidence_digest: str,
-) -> Review:
-    """Sign a decision. The person re-enters their password, and names the evidence that they saw.
-
-    Raises ``NotAllowed`` for whoever may not decide, ``DomainError`` for a wrong password, ``Conflict`` if the request
-    has been decided or is not what the person saw.
-    """
-    request = (
-        PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team").get(pk=request.pk)
-    )
-    if not request.is_open:
-        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
-    if reason := why_not_review(actor, request):
-        raise NotAllowed(reason)
-    reviewer = User.objects.get(pk=actor.person_id)
-    if not reviewer.check_password(password):
-        raise DomainError("That is not your password. Nothing was signed.", field="password")
-    if (meaning == Meaning.REJECTION) != (decision == Decision.REJECTED):
-        raise DomainError("The meaning of the signature does not fit the decision.", field="meaning")
-    _require_unchanged(request, evidence_digest)
-    now = timezone.now()
-    review = Review.objects.create(
-        request=request,
-        reviewer=reviewer,
-        reviewer_name=reviewer.name,
-        decision=decision,
-        meaning=meaning,
-        comment=comment,
-        artifact_digest=request.artifact_digest,
-        evidence_digest=request.evidence_digest,
-        signed_at=now,
-    )
-    request.decided_at = now
-    if decision == Decision.APPROVED:
-        request.state, request.rollout = RequestState.APPROVED, RolloutState.QUEUED
-        request.expires_at = now + APPROVAL_LIFETIME
-    else:
-        request.state, request.rollout = RequestState.REJECTED, RolloutState.ENDED
-    request.save(update_fields=["state", "rollout", "decided_at", "expires_at"])
-    after = {
-        "meaning": Meaning(meaning).label,
-        "signed_name": reviewer.name,
-        "artifact_digest": review.artifact_digest,
-        "evidence_digest": review.evidence_digest,
-    }
-    record(actor, f"promotion.{decision.lower()}", request, team=request.team, after=after, reason=comment)
-    wake_controller()
-    return review
-
-
-def _require_unchanged(request: PromotionRequest, seen_evidence_digest: str) -> None:
-    """The signature binds what was seen: refuse if it, the evidence or the artifact is not what was requested."""
-    version = request.model_version
-    if seen_evidence_digest != request.evidence_digest or digest_of(request.evidence) != request.evidence_digest:
-        raise Conflict("The evidence is not what you saw. Open the request again.")
-    if version.artifact.sha256 != request.artifact_digest:
-        raise Conflict("The artifact is not the one that was requested. Ask for a new request.")
-    if version.state != ModelVersionState.READY:
-        raise Conflict(f"{version} is not ready any more, so it cannot be promoted.")
-
-
-@transaction.atomic
-def cancel_promotion(actor: Actor, *, request: PromotionRequest) -> PromotionRequest:
-    """Withdraw one's own request while nobody has decided."""
-    request = PromotionRequest.objects.select_for_update(of=("self",)).with_names().get(pk=request.pk)
-    if actor.user_id != request.requested_by_id:
-        raise NotAllowed("Only the person who made the request can withdraw it.")
-    if not request.is_open:
-        raise Conflict(f"Too late: this request is {request.get_state_display().lower()} already.")
-    _end(actor, request, RequestState.CANCELLED, "promotion.cancelled")
-    return request
-
-
-def _end(actor: Actor, request: PromotionRequest, state: RequestState, action: str) -> None:
-    request.state, request.rollout, request.decided_at = state, RolloutState.ENDED, timezone.now()
-    request.save(update_fields=["state", "rollout", "decided_at"])
-    record(actor, action, request, team=request.team)
-
-
-def expire_promotions() -> int:
-    """End requests past their time. Called by the controller; returns how many."""
-    overdue = list(PromotionRequest.objects.overdue().values_list("pk", flat=True)[:100])
-    for pk in overdue:
-        with transaction.atomic():
-            request = PromotionRequest.objects.overdue().select_for_update(of=("self",)).filter(pk=pk).first()
-            if request is not None:
-                _end(Actor.system("controller"), request, RequestState.EXPIRED, "promotion.expired")
-    return len(overdue)
-
-
-def apply_promotions() -> int:
-    """Put approved versions into service, and follow what was put there. Called by the controller; returns how many.
-
-    A request that breaks is logged and tried again at the next tick; it holds up no other.
-    """
-    keys = list(PromotionRequest.objects.to_apply().values_list("pk", flat=True)[:200])
-    for pk in keys:
-        try:
-            _apply(pk)
-        except Exception:
-            logger.exception("Promotion request %s cannot be applied; trying again at the next tick", pk)
-    return len(keys)
-
-
-@transaction.atomic
-def _apply(pk: int) -> None:
-    request = PromotionRequest.objects.select_for_update(of=("self",)).with_names().select_related("team").get(pk=pk)
-    if request.rollout == RolloutState.QUEUED:
-        _start_rollout(request)
-    else:
-        _follow_rollout(request)
-
-
-def _start_rollout(request: PromotionRequest) -> None:
-    actor = Actor.system("controller")
-    review = request.reviews.get(decision=Decision.APPROVED)
-    bound = (review.artifact_digest, review.evidence_digest, request.evidence.get("initial_weight", 100))
-    current = (request.model_version.artifact.sha256, digest_of(request.evidence), request.initial_weight)
-    if bound != current or request.model_version.state != ModelVersionState.READY:
-        message = "What was approved is not what is stored any more. The approval is void: make a new request."
-        _set_rollout(actor, request, RolloutState.FAILED, message)
-        return
-    try:
-        deployment = deploy_version(
-            actor,
-            endpoint=request.endpoint,
-            model_version=request.model_version,
-            promotion_request_id=request.pk,
-            initial_weight=request.initial_weight,
-        )
-    except DomainError as error:
-        # What the endpoint says by now leaves no place for the version: a person has to look at both again.
-        message = f"{error.message} This approval ends here: make a new request then."
-        _set_rollout(actor, request, RolloutState.FAILED, message)
-        return
-    request.deployment_id = deployment.pk
-    _set_rollout(actor, request, RolloutState.APPLYING, "Inference is loading the version.")
-
-
-def _follow_rollout(request: PromotionRequest) -> None:
-    actor = Actor.system("controller")
-    deployment = Deployment.objects.get(pk=request.deployment_id or 0)
-    if deployment.retired_at is not None:
-        was_canary = deployment.role == DeploymentRole.CANARY
-        message = "It was taken out of the traffic." if was_canary else "Another version took its place."
-        _set_rollout(actor, request, RolloutState.ENDED, message)
-        return
-    seen = observe(deployment)
-    if request.rollout == RolloutState.LIVE:
-        return
-    if seen.state == "SERVING":
-        request.applied_at = timezone.now()
-        _set_rollout(actor, request, RolloutState.LIVE, seen.sentence)
-    elif seen.state == "FAILED" and request.rollout != RolloutState.FAILED:
-        # Replicas go on trying, so this is looked at again until it serves or something else does.
-        _set_rollout(actor, request, RolloutState.FAILED, f"Inference could not load it: {seen.sentence}")
-
-
-def _set_rollout(actor: Actor, request: PromotionRequest, rollout: RolloutState, message: str) -> None:
-    request.rollout, request.rollout_message = rollout, message[:500]
-    request.save(update_fields=["rollout", "rollout_message", "deployment_id", "applied_at"])
-    actions = {
-        RolloutState.APPLYING: "promotion.rollout_started",
-        RolloutState.LIVE: "promotion.applied",
-        RolloutState.FAILED: "promotion.rollout_failed",
-        RolloutState.ENDED: "promotion.rollout_ended",
-    }
-    record(actor, actions[rollout], request, team=request.team, after={"detail": message})

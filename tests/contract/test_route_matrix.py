@@ -26,6 +26,7 @@ from apps.deployments.services import add_shadow
 from apps.policies.checks import create_check_key
 from apps.policies.models import CheckKeyKind
 from apps.policies.services import save_review_group
+from apps.promotions.comments import add_comment
 from apps.registry.artifact_signing import sign_artifact
 from apps.registry.services import protect_alias
 from tests import builders
@@ -38,6 +39,7 @@ HOLDERS = {
     "registry.upload": {"data_scientist"},
     "evaluation.run": {"analyst", "data_scientist", "operator"},
     "promotions.request": {"data_scientist", "operator"},
+    "promotions.comment": EVERYBODY - {"admin"},
     "promotions.review": {"compliance_officer"},
     "registry.review_card": {"compliance_officer"},
     "promotions.set_policy": {"compliance_officer"},
@@ -121,6 +123,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "evaluation:version-load-tests": {"GET": "team.view"},
     "evaluation:load-test-start": {"POST": "evaluation.run"},
     "evaluation:load-test-detail": {"GET": "team.view"},
+    "deployments:refusals-acknowledge": {"POST": "deployments.operate"},
     "deployments:endpoint-list": {"GET": "team.view"},
     "deployments:endpoint-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
     "deployments:endpoint-detail": {"GET": "team.view"},
@@ -162,7 +165,18 @@ ROUTES: dict[str, dict[str, str]] = {
     "promotions:request-list": {"GET": "team.view"},
     "promotions:request-detail": {"GET": "team.view"},
     "promotions:request-rollout": {"GET": "team.view"},
-    "promotions:request-review": {"POST": "promotions.review"},
+    "promotions:request-edit": {"GET": "promotions.request", "POST": "promotions.request"},
+    "promotions:request-submit": {"POST": "promotions.request"},
+    "promotions:request-review": {"POST": "team.view"},
+    "promotions:request-revoke": {"POST": "team.view"},
+    "promotions:emergency-create": {"GET": "deployments.operate", "POST": "deployments.operate"},
+    "promotions:emergency-confirm": {"POST": "team.view"},
+    "promotions:emergency-review": {"POST": "team.view"},
+    "promotions:comment-add": {"POST": "promotions.comment"},
+    "promotions:comment-edit": {"POST": "promotions.comment"},
+    "promotions:finding-resolve": {"POST": "team.view"},
+    "promotions:finding-judge": {"POST": "team.view"},
+    "promotions:notices": {"GET": "team.view"},
     "promotions:request-cancel": {"POST": "promotions.request"},
     "promotions:request-create": {"GET": "promotions.request", "POST": "promotions.request"},
     "packs:card-detail": {"GET": "team.view"},
@@ -207,6 +221,11 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:promotion-list": {"GET": "team.view", "POST": "promotions.request"},
     "api:promotion-detail": {"GET": "team.view"},
     "api:promotion-cancel": {"POST": "promotions.request"},
+    "api:promotion-submit": {"POST": "promotions.request"},
+    "api:promotion-revise": {"POST": "promotions.request"},
+    "api:promotion-request-changes": {"POST": "promotions.comment"},
+    "api:promotion-comments": {"GET": "team.view", "POST": "promotions.comment"},
+    "api:promotion-comment": {"PATCH": "promotions.comment"},
     "api:promotion-check-list": {"GET": "team.view", "POST": "policies.report_check"},
     "api:job-list": {"GET": "team.view"},
     "api:job-detail": {"GET": "team.view"},
@@ -231,7 +250,20 @@ PERSONAL = {
     "jobs:job-retry",
     "accounts:token-revoke",
     "promotions:request-cancel",
+    "promotions:request-submit",
+    "promotions:request-edit",
+    "promotions:request-review",
+    "promotions:request-revoke",
+    "promotions:emergency-confirm",
+    "promotions:emergency-review",
+    "promotions:comment-edit",
+    "promotions:finding-resolve",
+    "promotions:finding-judge",
     "api:promotion-cancel",
+    "api:promotion-submit",
+    "api:promotion-revise",
+    "api:promotion-request-changes",
+    "api:promotion-comment",
 }
 BY_NAME = {"policies:policy-detail", "policies:policy-propose"}  # every team has a policy of this name
 OWN_ONLY = {"accounts:token-revoke", "api:token-detail"}  # another member's token is 404, except to an admin
@@ -274,6 +306,8 @@ def world(cast: Cast) -> World:
     load_test = builders.started_load_test(cast, run.model_version)
     request = builders.live_request(cast)
     open_request = builders.submitted_request(cast)
+    comment = add_comment(cast.actor("analyst"), request=open_request, body="Which rows?")
+    finding = builders.finding(cast, open_request)
     operator = cast.actor("operator")
     shadow = add_shadow(operator, endpoint=request.endpoint, model_version=builders.ready_version(cast))
     rule = add_guardrail(operator, endpoint=request.endpoint, name="bounded", requires="y[0] < 1e6", action="flag")
@@ -355,6 +389,15 @@ def world(cast: Cast) -> World:
             "risk-assess.name": version.model.name,
             "promotions.pk": open_request.pk,
             "promotion-detail.pk": open_request.pk,
+            "notices.name": request.endpoint.name,
+            "emergency-create.name": version.model.name,
+            "finding_id": finding.pk,
+            "comment_id": comment.pk,
+            "promotion-submit.pk": open_request.pk,
+            "promotion-revise.pk": open_request.pk,
+            "promotion-request-changes.pk": open_request.pk,
+            "promotion-comments.pk": open_request.pk,
+            "promotion-comment.pk": open_request.pk,
             "promotion_pk": open_request.pk,
             "promotion-cancel.pk": open_request.pk,
             "model-detail.name": version.model.name,

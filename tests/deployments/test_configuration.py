@@ -12,7 +12,7 @@ from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments import configuration, services, trial
 from apps.deployments.models import BOUNDS, Endpoint, Guardrail, ServingManifest
-from apps.promotions import services as promotions
+from apps.promotions import rollouts
 from apps.promotions.models import RolloutState
 from apps.registry.models import RegisteredModel
 from inference.contracts import EndpointEntry, Signature
@@ -189,7 +189,7 @@ def test_a_version_that_does_not_fit_the_rules_never_answers(
     before = builders.submitted_request(cast, other, endpoint)
     builders.sign(cast, before)
     _add(cast, endpoint)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     before.refresh_from_db()
     assert (before.rollout, before.deployment_id) == (RolloutState.FAILED, None)
     assert "does not fit the guardrail “bounded”" in before.rollout_message

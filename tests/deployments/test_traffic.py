@@ -13,7 +13,7 @@ from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments import services
 from apps.deployments.models import Deployment, Endpoint, ServingManifest
 from apps.deployments.traffic import MAX_ANSWERING, MAX_SHADOWS, Split
-from apps.promotions import services as promotions
+from apps.promotions import rollouts
 from apps.promotions.models import PromotionRequest, RolloutState
 from apps.registry.models import ModelVersion
 from tests import builders
@@ -92,7 +92,7 @@ def test_an_operator_raises_a_canary_until_it_is_the_champion(stage: Stage) -> N
     stage.split(0, 100)
     # The old champion stays loaded for a rollback.
     assert stage.published() == {canary.pk: ("champion", 100), stage.champion.pk: ("standby", 0)}
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     request.refresh_from_db()
     assert request.rollout == RolloutState.APPLYING  # its version answers; no replica reports in this test
     changed = _events(stage.endpoint, "traffic.changed")
@@ -106,7 +106,7 @@ def test_a_canary_that_is_taken_out_ends_its_promotion(stage: Stage) -> None:
     canary = stage.promoted(initial_weight=5)
     assert stage.split(100, 0).words == f"{stage.champion.model_version} 100 %"
     assert stage.published()[canary.pk] == ("standby", 0)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     request = PromotionRequest.objects.get(pk=canary.promotion_request_id)
     assert (request.rollout, request.rollout_message) == (RolloutState.ENDED, "It was taken out of the traffic.")
 
@@ -214,10 +214,10 @@ def test_the_approval_binds_the_share(stage: Stage) -> None:
     assert "5 % of the traffic, as a canary" in page
     builders.sign(stage.cast, request)
     PromotionRequest.objects.filter(pk=request.pk).update(initial_weight=50)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     request.refresh_from_db()
-    assert (request.rollout, request.deployment_id) == (RolloutState.FAILED, None)
-    assert "void" in request.rollout_message
+    assert (request.state, request.rollout, request.deployment_id) == ("SUBMITTED", RolloutState.WAITING, None)
+    assert "the rollout plan changed" in request.reviews.get().void_reason
 
 
 def test_an_approval_without_a_place_left_ends_and_says_so(stage: Stage) -> None:
@@ -225,7 +225,7 @@ def test_an_approval_without_a_place_left_ends_and_says_so(stage: Stage) -> None
     request = builders.submitted_request(stage.cast, version, stage.endpoint, initial_weight=40)
     stage.promoted(initial_weight=70)
     builders.sign(stage.cast, request)
-    promotions.apply_promotions()
+    rollouts.apply_promotions()
     request.refresh_from_db()
     assert request.rollout == RolloutState.FAILED
     assert "70 % already" in request.rollout_message

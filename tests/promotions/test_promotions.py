@@ -10,12 +10,13 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
+from apps.accounts.confirmation import Confirmation
 from apps.audit.actor import Actor
 from apps.audit.models import AuditEvent
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.deployments.models import Deployment, Replica, ServingManifest
 from apps.deployments.services import current_champion, roll_back
-from apps.promotions import services
+from apps.promotions import rollouts, services
 from apps.promotions.evidence import digest_of
 from apps.promotions.models import Decision, Meaning, PromotionRequest, RequestState, Review, RolloutState
 from tests import builders
@@ -93,7 +94,7 @@ def test_other_roles_cannot_sign(cast: Cast, role: str) -> None:
         "meaning": "APPROVAL",
         "comment": "x",
         "password": PASSWORD,
-        "evidence_digest": request.evidence_digest,
+        "approval_digest": request.approval_digest,
     }
     assert cast.browser(role).post(f"/approvals/{request.pk}/review/", form).status_code == 403
     assert not Review.objects.exists()
@@ -107,17 +108,18 @@ def test_a_token_never_approves(cast: Cast) -> None:
         builders.sign(cast, request, actor=actor)
 
 
-def test_signing_takes_the_password_a_comment_and_a_fitting_meaning(cast: Cast) -> None:
+def test_signing_takes_a_confirmation_a_comment_and_a_fitting_meaning(cast: Cast) -> None:
     request = builders.submitted_request(cast)
-    with pytest.raises(DomainError, match="not your password"):
-        builders.sign(cast, request, password="guess")
+    for confirmation in (Confirmation((), timezone.now()), Confirmation(("password",), timezone.now() - timedelta(1))):
+        with pytest.raises(NotAllowed, match="Confirm again"):
+            builders.sign(cast, request, confirmation=confirmation)
     with pytest.raises(DomainError, match="does not fit"):
         builders.sign(cast, request, meaning=Meaning.REJECTION)
     form = {
         "decision": "APPROVED",
         "meaning": "APPROVAL",
         "password": PASSWORD,
-        "evidence_digest": request.evidence_digest,
+        "approval_digest": request.approval_digest,
     }
     answer = cast.browser("compliance_officer").post(f"/approvals/{request.pk}/review/", form)
     assert answer.status_code == 422
@@ -133,19 +135,19 @@ def test_guessing_the_password_ends_the_session(cast: Cast) -> None:
         "meaning": "APPROVAL",
         "comment": "x",
         "password": "guess",
-        "evidence_digest": request.evidence_digest,
+        "approval_digest": request.approval_digest,
     }
     codes = [browser.post(f"/approvals/{request.pk}/review/", form).status_code for _ in range(5)]
     assert codes == [422, 422, 422, 422, 302]
     assert browser.get("/models/").status_code == 302
 
 
-def test_evidence_or_artifact_changed_after_the_fact_voids_the_approval(cast: Cast) -> None:
+def test_a_stale_page_and_altered_evidence_cannot_be_signed(cast: Cast) -> None:
     request = builders.submitted_request(cast)
     with pytest.raises(Conflict, match="not what you saw"):
-        builders.sign(cast, request, evidence_digest="0" * 64)
+        builders.sign(cast, request, approval_digest="0" * 64)
     PromotionRequest.objects.update(evidence=request.evidence | {"endpoint": "another"})
-    with pytest.raises(Conflict, match="not what you saw"):
+    with pytest.raises(Conflict, match="the evidence changed"):
         builders.sign(cast, request)
 
 
@@ -153,17 +155,25 @@ def test_what_changes_between_approval_and_rollout_is_not_served(cast: Cast) -> 
     request = builders.submitted_request(cast)
     builders.sign(cast, request)
     PromotionRequest.objects.update(evidence=request.evidence | {"endpoint": "another"})
-    services.apply_promotions()
-    request = _reload(request)
-    assert request.rollout == RolloutState.FAILED
-    assert "void" in request.rollout_message
+    rollouts.apply_promotions()
+    before, request = request, _reload(request)
+    assert (request.state, request.rollout, request.round) == (RequestState.SUBMITTED, RolloutState.WAITING, 2)
+    assert request.approval_digest != before.approval_digest
+    review = Review.objects.get()
+    assert "the evidence changed" in review.void_reason
     assert not Deployment.objects.exists()
+    page = cast.browser("analyst").get(f"/approvals/{request.pk}/").content.decode()
+    assert "<s>Approve: Cora Blom</s>" in page
+    assert AuditEvent.objects.filter(action="promotion.approval_voided").count() == 1
+    builders.sign(cast, request)
+    rollouts.apply_promotions()
+    assert Deployment.objects.count() == 1
 
 
 def test_a_rejection_ends_it(cast: Cast) -> None:
     request = builders.submitted_request(cast)
     builders.sign(cast, request, Decision.REJECTED)
-    services.apply_promotions()
+    rollouts.apply_promotions()
     request = _reload(request)
     assert (request.state, request.rollout) == (RequestState.REJECTED, RolloutState.ENDED)
     assert current_champion(request.endpoint) is None
@@ -186,7 +196,7 @@ def test_of_two_decisions_at_once_exactly_one_counts(cast: Cast) -> None:
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=decide, args=(decision,)) for decision in Decision]
+    threads = [threading.Thread(target=decide, args=(decision,)) for decision in (Decision.APPROVED, Decision.REJECTED)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,14 +212,14 @@ def test_approved_is_applied_and_followed_until_it_is_live(cast: Cast) -> None:
     assert request.rollout == RolloutState.APPLYING
     manifest = ServingManifest.objects.get()
     assert f'"promotion_request_id":{request.pk}' in manifest.body
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert _reload(request).rollout == RolloutState.APPLYING  # no replica has said anything
     replica = _replica(loaded=[])
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert _reload(request).rollout == RolloutState.APPLYING
     replica.loaded = [{"deployment_id": request.deployment_id}]
     replica.save()
-    services.apply_promotions()
+    rollouts.apply_promotions()
     request = _reload(request)
     assert (request.rollout, request.applied_at is not None) == (RolloutState.LIVE, True)
     actions = list(
@@ -226,7 +236,7 @@ def test_approved_is_applied_and_followed_until_it_is_live(cast: Cast) -> None:
 def test_a_version_that_inference_cannot_load_is_reported(cast: Cast) -> None:
     request = builders.live_request(cast)
     _replica(errors=[{"deployment_id": request.deployment_id, "message": "The digest does not fit."}])
-    services.apply_promotions()
+    rollouts.apply_promotions()
     request = _reload(request)
     assert request.rollout == RolloutState.FAILED
     assert "digest does not fit" in request.rollout_message
@@ -235,24 +245,24 @@ def test_a_version_that_inference_cannot_load_is_reported(cast: Cast) -> None:
 def test_a_version_that_loads_at_last_is_live(cast: Cast) -> None:
     request = builders.live_request(cast)
     replica = _replica(errors=[{"deployment_id": request.deployment_id, "message": "The store does not answer."}])
-    services.apply_promotions()
+    rollouts.apply_promotions()
     replica.errors, replica.loaded = [], [{"deployment_id": request.deployment_id}]
     replica.save()
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert _reload(request).rollout == RolloutState.LIVE
 
 
 def test_a_request_ends_when_something_else_serves(cast: Cast) -> None:
     first = builders.live_request(cast)
     replica = _replica(loaded=[{"deployment_id": first.deployment_id}])
-    services.apply_promotions()
+    rollouts.apply_promotions()
     second = builders.live_request(cast, to=first.endpoint)
     replica.loaded = [{"deployment_id": second.deployment_id}]
     replica.save()
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert (_reload(first).rollout, _reload(second).rollout) == (RolloutState.ENDED, RolloutState.LIVE)
     roll_back(cast.actor("operator"), endpoint=first.endpoint)
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert _reload(second).rollout == RolloutState.ENDED
 
 
@@ -268,10 +278,10 @@ def test_time_never_approves(cast: Cast) -> None:
     waiting, approved = builders.submitted_request(cast), builders.submitted_request(cast)
     builders.sign(cast, approved)
     PromotionRequest.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert services.expire_promotions() == 2
+    assert rollouts.expire_promotions() == 2
     for request in (waiting, approved):
         assert _reload(request).state == RequestState.EXPIRED
-    services.apply_promotions()
+    rollouts.apply_promotions()
     assert not Deployment.objects.exists()
 
 
@@ -285,9 +295,9 @@ def test_only_the_requester_withdraws(cast: Cast) -> None:
 def test_the_inbox_shows_the_officer_what_to_sign_and_nobody_else(cast: Cast) -> None:
     request = builders.submitted_request(cast)
     officer = cast.browser("compliance_officer").get("/")
-    assert [row.pk for row in officer.context["to_decide"]] == [request.pk]
+    assert [task.request_id for task in officer.context["tasks"]] == [request.pk]
     assert '1<span class="sr-only"> open</span>' in officer.content.decode()
-    assert list(cast.browser("data_scientist").get("/").context["to_decide"]) == []
+    assert list(cast.browser("data_scientist").get("/").context["tasks"]) == []
 
 
 def test_requests_over_rest(cast: Cast) -> None:
@@ -309,5 +319,5 @@ def test_lists_cost_the_same_however_long(cast: Cast, address: str, django_asser
     for _ in range(4):
         builders.submitted_request(cast)
     browser = cast.browser("compliance_officer")
-    with django_assert_max_num_queries(14 if address == "/" else 8):
+    with django_assert_max_num_queries(15 if address == "/" else 8):
         browser.get(address)

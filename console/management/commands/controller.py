@@ -17,11 +17,13 @@ from apps.audit.checkpoints import keep_checkpoints
 from apps.audit.verification import run_verifications
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
+from apps.deployments.refusals import note_refused_manifests
 from apps.jobs.services import recover_jobs
 from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
 from apps.monitoring.services import prune_rollups
-from apps.promotions.services import apply_promotions, expire_promotions
+from apps.promotions.reviews import remind_reviewers
+from apps.promotions.rollouts import apply_promotions, approve_unprotected, enforce_approvals, expire_promotions
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,16 @@ _TICK_S: Final = 1.0
 
 # What to do, and how many seconds may pass between two times.
 DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
+    (note_refused_manifests, 5),  # before anything publishes a newer manifest
+    (approve_unprotected, 0),
     (apply_promotions, 0),
+    (enforce_approvals, 10),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
     (run_verifications, 5),
     (recover_jobs, 5),
     (expire_promotions, 60),
+    (remind_reviewers, 300),
     (prune_rollups, 600),
     (merge_segments, 10),
     (remove_merged_files, 60),

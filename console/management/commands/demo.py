@@ -16,13 +16,15 @@ import httpx
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
+from django.utils import timezone
 
 from apps.accounts import services as accounts
+from apps.accounts.confirmation import PASSWORD, Confirmation
 from apps.accounts.models import Membership, User
 from apps.accounts.roles import Role, Scope
 from apps.audit.actor import Actor
 from apps.promotions.models import Decision, Meaning, PromotionRequest
-from apps.promotions.services import review_promotion
+from apps.promotions.reviews import review_promotion
 from console.demo_data import DemoModel, breast_cancer, diabetes
 from console.installation import write_private
 
@@ -151,8 +153,8 @@ class Command(BaseCommand):
             decision=Decision.APPROVED,
             meaning=Meaning.APPROVAL,
             comment="Evaluated on held-out rows; nothing served here before.",
-            password=officer.password,
-            evidence_digest=request.evidence_digest,
+            confirmation=Confirmation((PASSWORD,), timezone.now()),
+            approval_digest=request.approval_digest,
         )
 
     def _write_traffic(self, analyst: Person, models: tuple[DemoModel, ...]) -> None:
