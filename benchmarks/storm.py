@@ -7,6 +7,8 @@ Prints JSON lines; exits with 1 when a part fails. Parts:
 ``overload``: 5 minutes of ten times what an endpoint can answer, beside a polite caller of another team.
 ``races``: everybody decides on the same promotion request at once, 500 times.
 ``outage``: 5 minutes without the database, in which a replica dies too.
+``audit``: 64 writers of 200,000 events whose backends are killed; 24 kinds of tampering at 100 places each; every
+mutating route with the audit insert broken.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Final
 
 import psycopg
 
-from benchmarks import storm_kills, storm_outage, storm_overload, storm_product, storm_races
+from benchmarks import storm_audit, storm_kills, storm_outage, storm_overload, storm_product, storm_races
 from benchmarks.load import CannotMeasure
 from benchmarks.product import report
 from inference.load_generator import LoadFailed
@@ -27,7 +29,7 @@ from inference.load_generator import LoadFailed
 KILLS: Final = 50
 OVERLOAD_S: Final = 300.0
 OUTAGE_S: Final = 300.0
-PARTS: Final = ("product", "kills", "overload", "races", "outage")
+PARTS: Final = ("product", "kills", "overload", "races", "outage", "audit")
 
 
 def main() -> int:
@@ -51,6 +53,7 @@ def main() -> int:
         "overload": lambda: storm_overload.run(OVERLOAD_S * scale),
         "races": lambda: storm_races.run(scale),
         "outage": lambda: storm_outage.run(OUTAGE_S * scale),
+        "audit": lambda: storm_audit.run(scale),
     }
     results = [_passes(part, runs[part]) for part in PARTS if part in chosen]
     return 0 if all(results) else 1

@@ -77,9 +77,7 @@ class StormService(Service):
     def segment_count(self) -> int:
         """How many segments the catalog has."""
         with psycopg.connect(self._installation.database_dsn("app"), connect_timeout=PROBE_TIMEOUT_S) as connection:
-            row = connection.execute(
-                "SELECT count(*) FROM monitoring_logsegment WHERE merged_into_id IS NULL"
-            ).fetchone()
+            row = connection.execute("SELECT count(*) FROM monitoring_logsegment").fetchone()
         assert row is not None
         count: int = row[0]
         return count

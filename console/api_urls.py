@@ -11,8 +11,8 @@ from apps.core.permissions import PUBLIC
 from apps.deployments.api import EndpointViewSet, GuardrailViewSet
 from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, EvaluationRunViewSet, LoadTestViewSet
 from apps.jobs.api import JobViewSet
-from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet
-from apps.packs.api import CardRevisionViewSet
+from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet, ProvenanceViewSet
+from apps.packs.api import CardRevisionViewSet, EvidencePackViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
@@ -44,7 +44,9 @@ router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/datasets", KeptRowsView
 router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )
+router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/provenance", ProvenanceViewSet, "provenance")
 router.register("promotions", PromotionRequestViewSet, "promotion")
+router.register("evidence-packs", EvidencePackViewSet, "evidence-pack")
 router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")
 router.register("jobs", JobViewSet, "job")
 router.register("audit-events", AuditEventViewSet, "audit-event")

@@ -181,6 +181,12 @@ def passkey_add_options(request: HttpRequest) -> JsonResponse:
     return JsonResponse(passkeys.begin_registration(request.user, True))
 
 
+def _after_adding(request: HttpRequest) -> HttpResponse:
+    """The first factor brings recovery codes, which the person has to keep now."""
+    has_new_codes = factors.has_unseen_codes(person_of(request))
+    return redirect("accounts:recovery-codes" if has_new_codes else "accounts:security")
+
+
 @never_cache
 @require_http_methods(["GET", "POST"])
 @require(SIGNED_IN)
@@ -194,9 +200,7 @@ def passkey_add(request: HttpRequest) -> HttpResponse:
             request.actor, user=person_of(request), name=form.cleaned_data["name"], credential=credential
         )
         messages.success(request, "Your passkey is set up.")
-        return redirect(
-            "accounts:recovery-codes" if factors.has_unseen_codes(person_of(request)) else "accounts:security"
-        )
+        return _after_adding(request)
     return render(request, "accounts/passkey_add.html", {"form": form}, status=422 if form.errors else 200)
 
 
@@ -210,7 +214,7 @@ def totp_add(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         factors.add_totp(request.actor, user=person_of(request), secret=form.secret)
         messages.success(request, "Your authenticator app is set up. Signing in takes its code from now on.")
-        return redirect("accounts:recovery-codes")
+        return _after_adding(request)
     context = {"form": form, **factors.totp_setup(person_of(request), form.secret)}
     return render(request, "accounts/totp_add.html", context, status=422 if form.errors else 200)
 

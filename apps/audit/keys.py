@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import hashlib
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from django.conf import settings
-
 from apps.audit.notes import Signer, VerifierKey
+from apps.core.signing_keys import public_key, signing_key
 
 
 def audit_signer() -> Signer:
-    """The key that signs checkpoints and exports; read for each signature, so that it does not stay in memory."""
-    key = load_pem_private_key(settings.INSTALLATION.ensure_signing_key("audit").read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise TypeError("The audit log's signing key is not an Ed25519 key.")
+    """The key that signs checkpoints, exports and evidence packs."""
+    key = signing_key("audit")
     return Signer(_name(key.public_key().public_bytes_raw()), key)
 
 
 def audit_key() -> VerifierKey:
     """The public half, which auditors pin."""
-    settings.INSTALLATION.ensure_signing_key("audit")
-    key = load_pem_public_key(settings.INSTALLATION.public_key_file("audit").read_bytes())
-    if not isinstance(key, Ed25519PublicKey):
-        raise TypeError("The audit log's public key is not an Ed25519 key.")
-    return VerifierKey(_name(key.public_bytes_raw()), key.public_bytes_raw())
+    public_bytes = public_key("audit").public_bytes_raw()
+    return VerifierKey(_name(public_bytes), public_bytes)
 
 
 def _name(public_bytes: bytes) -> str:

@@ -46,7 +46,7 @@ def _add_stored(known: Anchors, key: Any) -> None:
     rows = Checkpoint.objects.order_by("tree_size").values_list("tree_size", "root_hash", "note")
     for size, root, note in rows.iterator(chunk_size=2_000):
         if known.roots.get(size, b"").hex() != root:
-            known.add_note(note, [key], f"the checkpoint over {size} events")
+            known.add_note(note, [key], f"the checkpoint over {size} events", size)
 
 
 @transaction.atomic

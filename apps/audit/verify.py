@@ -269,6 +269,7 @@ class Anchors:
     warnings: list[str] = field(default_factory=list)
     bad_seq: int | None = None
     reason: str = ""
+    doubt: tuple[int, str] | None = None  # a checkpoint that is not genuine: told if no event is found to be bad
     _range: CompactRange = field(default_factory=CompactRange)
 
     @property
@@ -283,12 +284,12 @@ class Anchors:
             earlier = max((size for size in self.roots if size < checkpoint.size), default=0)
             self._fail(earlier + 1, f"{where} is signed, and so is another log of the same length: the log was forked")
 
-    def add_note(self, note: str, keys: Sequence[VerifierKey], where: str) -> None:
-        """Take in a checkpoint as it was signed."""
+    def add_note(self, note: str, keys: Sequence[VerifierKey], where: str, size: int = 1) -> None:
+        """Take in a checkpoint as it was signed; ``size`` is what it is said to cover, should it not be genuine."""
         try:
             self.add(open_checkpoint(note, keys), where)
         except Rejected as error:
-            self._fail(1, f"{where} cannot be relied on: {error}")
+            self.doubt = self.doubt or (max(size, 1), f"{where} cannot be relied on: {error}")
 
     def add_record(self, record: Mapping[str, Any], keys: Iterable[VerifierKey], where: str) -> None:
         """Take in one record of an anchor: ``{"note", "from", "leaves"}`` with the leaf hashes since ``from``."""
@@ -463,8 +464,11 @@ class LogCheck:
         for first, last in self._gone:
             if not any(begin <= first and last <= end for begin, end in self._explained):
                 self._fail(first, "its body is gone, and no event says that retention took it")
-        if anchors.bad_seq is not None:
+        # An event that is found to be bad says more than an anchor that is.
+        if self.bad_seq is None and anchors.bad_seq is not None:
             self._fail(anchors.bad_seq, anchors.reason)
+        if self.bad_seq is None and anchors.doubt:
+            self._fail(*anchors.doubt)
         return Verdict(
             checked=checked if self.bad_seq is None else min(checked, self.bad_seq - 1),
             head=self.head,
@@ -654,6 +658,8 @@ class _Selection:
 def _proof_verdict(check: ProofCheck, anchors: Anchors, bad: BadEvent | None) -> Verdict:
     head = check._last.leaf_hash if check._last else GENESIS
     bad_seq, reason = (anchors.bad_seq, anchors.reason) if bad is None else (bad.seq, str(bad))
+    if bad_seq is None and anchors.doubt:
+        bad_seq, reason = anchors.doubt
     return Verdict(check.checked, head, bad_seq, reason, anchors.size, tuple(check.gone), tuple(anchors.warnings))
 
 

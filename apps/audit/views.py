@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from django.conf import settings
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.http import require_GET, require_POST
 
+from apps.audit import forwarding
 from apps.audit.export import CSV, JSONL, export_csv, export_jsonl
 from apps.audit.forms import AuditExportForm, AuditFilterForm
 from apps.audit.keys import audit_key
@@ -101,7 +101,7 @@ def log_context() -> dict[str, Any]:
         "newest": AuditEvent.objects.numbered().last(),
         "checkpoint": latest_checkpoint(),
         "key": audit_key(),
-        "forwards_to": settings.AUDIT_ANCHOR_URL.partition("://")[0],
+        "beyond": forwarding.describe(),
         "running": verifications.filter(finished_at=None).first(),
         "verification": verifications.exclude(finished_at=None).first(),
     }

@@ -32,6 +32,23 @@ class RequestIdMiddleware:
         return response
 
 
+class PeerAddressMiddleware:
+    """Make ``REMOTE_ADDR`` the address that the outermost of our own proxies saw.
+
+    Each proxy appends what it saw to ``X-Forwarded-For``; whatever stands further left is anybody's claim.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Without ``TRUSTED_PROXY_COUNT`` the header is not looked at."""
+        if count := settings.TRUSTED_PROXY_COUNT:
+            seen = [part.strip() for part in request.headers.get("X-Forwarded-For", "").split(",")]
+            request.META["REMOTE_ADDR"] = seen[-count] if len(seen) >= count else ""
+        return self.get_response(request)
+
+
 class UploadCapMiddleware:
     """Refuse a request whose announced body is over its cap before a byte of it is read.
 

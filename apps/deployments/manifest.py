@@ -8,13 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
 from apps.accounts.models import ApiToken
+from apps.core.signing_keys import signing_key
 from apps.deployments.models import Deployment, DeploymentRole, Endpoint, Guardrail, ServingManifest
 from inference.contracts import (
     MANIFEST_CHANNEL,
@@ -58,7 +57,7 @@ def publish_manifest(*, anew: bool = False) -> ServingManifest | None:
     written = ServingManifest.objects.create(
         generation=generation,
         body=body.decode(),
-        signature=sign_manifest(body, _signing_key()),
+        signature=sign_manifest(body, signing_key("manifest")),
         content_digest=content_digest,
     )
     ServingManifest.objects.filter(generation__lte=generation - _KEPT_GENERATIONS).delete()
@@ -70,14 +69,6 @@ def publish_manifest(*, anew: bool = False) -> ServingManifest | None:
 def console_token() -> str:
     """The token with which the console itself calls an endpoint for a signed-in person."""
     return settings.INSTALLATION.secret("console_token")
-
-
-def _signing_key() -> Ed25519PrivateKey:
-    """Read for each signature, so that the key does not stay in a web process's memory."""
-    key = load_pem_private_key(settings.INSTALLATION.ensure_signing_key("manifest").read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise TypeError("The manifest's signing key is not an Ed25519 key.")
-    return key
 
 
 def _entries(now: datetime) -> tuple[EndpointEntry, ...]:

@@ -48,6 +48,20 @@ class LogFilterForm(forms.Form):
         return LogFilter(**self.cleaned_data)
 
 
+class ProvenanceForm(forms.Form):
+    """A request, or a moment (UTC)."""
+
+    request_id = forms.CharField(required=False, max_length=256, label="Request id", strip=False)
+    at = forms.DateTimeField(required=False, label="Or at (UTC)", widget=_Moment({"step": 1}))
+
+    def clean(self) -> dict[str, Any]:
+        """One of the two."""
+        cleaned: dict[str, Any] = super().clean() or {}
+        if cleaned.get("request_id") and cleaned.get("at"):
+            self.add_error("at", "Ask about a request or about a moment, not both.")
+        return cleaned
+
+
 class KeepRowsForm(forms.Form):
     """The dataset that takes the rows."""
 

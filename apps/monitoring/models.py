@@ -58,6 +58,7 @@ class LogSegment(models.Model):
     merged_into = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="+")
     merged_at = models.DateTimeField(null=True)
     is_file_removed = models.BooleanField(db_default=False)
+    audit_event_id = models.BigIntegerField(null=True)  # that holds its digest; null until then
 
     objects = LogSegmentQuerySet.as_manager()
 
@@ -69,6 +70,7 @@ class LogSegment(models.Model):
                 name="logsegment_newest",
                 condition=models.Q(merged_into=None),
             ),
+            models.Index(fields=("id",), name="logsegment_unsealed", condition=models.Q(audit_event_id__isnull=True)),
             models.Index(
                 fields=("merged_at",), name="logsegment_merged", condition=models.Q(merged_into__isnull=False)
             ),

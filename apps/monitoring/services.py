@@ -1,11 +1,15 @@
-"""Keeping the rollups' table small."""
+"""Writing what was read into the audit log, and keeping the rollups' table small."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from django.db import connection
+from django.db import connection, transaction
+
+from apps.audit.actor import Actor
+from apps.audit.services import record
+from apps.deployments.models import Endpoint
 
 ROLLUP_RETENTION: Final = timedelta(hours=48)
 _BATCH: Final = 5_000
@@ -30,3 +34,10 @@ def prune_rollups() -> int:
             if cursor.rowcount < _BATCH:
                 break
     return deleted
+
+
+@transaction.atomic
+def record_read(actor: Actor, what: str, *, endpoint: Endpoint, **details: Any) -> None:
+    """Write that somebody saw payloads of the inference log: one event for a page or an export, however long."""
+    given = {name: str(value)[:300] for name, value in details.items() if value not in (None, "", 0)}
+    record(actor, what, endpoint, team=endpoint.team, after=given or None)

@@ -12,6 +12,7 @@ urlpatterns = [
     path("endpoints/<slug:name>/guardrails/replay/", views.guardrail_replay, name="guardrail-replay"),
     path("endpoints/<slug:name>/guardrails/counts/", views.guardrail_counts, name="guardrail-counts"),
     path("endpoints/<slug:name>/predictions/", views.prediction_list, name="prediction-list"),
+    path("endpoints/<slug:name>/provenance/", views.provenance, name="provenance"),
     path("endpoints/<slug:name>/rows/", views.rows_keep, name="rows-keep"),
     path("endpoints/<slug:name>/predictions.jsonl", views.prediction_export, name="prediction-export"),
     # A client may choose an id with a slash in it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -22,11 +23,14 @@ from apps.monitoring.agreement import NEWEST as NEWEST_COPIES
 from apps.monitoring.agreement import agreement
 from apps.monitoring.charts import sparkline, violation_chart
 from apps.monitoring.export import CONTENT_TYPE, export_lines
-from apps.monitoring.forms import KeepRowsForm, LogFilterForm, read_filter
+from apps.monitoring.forms import KeepRowsForm, LogFilterForm, ProvenanceForm, read_filter
 from apps.monitoring.live import Window, live_context
 from apps.monitoring.log_reader import LogFilter, LogKey, LogPage, Prediction, is_intact, read_log
 from apps.monitoring.log_samples import keep_rows
+from apps.monitoring.provenance import answers_to, serving_at
 from apps.monitoring.replay import replay
+from apps.monitoring.sealing import sealing_events
+from apps.monitoring.services import record_read
 from apps.monitoring.traffic import endpoint_totals
 from apps.monitoring.violations import violations
 
@@ -112,10 +116,12 @@ def guardrail_replay(request: HttpRequest, name: str) -> HttpResponse:
 @require("team.view")
 def prediction_list(request: HttpRequest, name: str) -> HttpResponse:
     """The endpoint's predictions, newest first, filtered by the query string."""
-    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
     context = _log_context(request, endpoint, KeepRowsForm(initial={"name": f"{endpoint.name}-log"[:63].strip("-")}))
     if context["log"] is None:
         return render(request, "monitoring/prediction_list.html", context, status=422)
+    if context["log"].rows:
+        record_read(request.actor, "inference_log.viewed", endpoint=endpoint, **context["form"].cleaned_data)
     return render(request, "monitoring/prediction_list.html", context, fragment="monitoring/_predictions.html")
 
 
@@ -142,9 +148,11 @@ def rows_keep(request: HttpRequest, name: str) -> HttpResponse:
 @require("team.view")
 def prediction_export(request: HttpRequest, name: str) -> StreamingHttpResponse:
     """The predictions that fit the query string, as JSON Lines."""
-    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
     before = request.GET.get("before", "")
-    lines = export_lines(endpoint, read_filter(request.GET), LogKey.parse(before) if before else None)
+    wanted = read_filter(request.GET)
+    lines = export_lines(endpoint, wanted, LogKey.parse(before) if before else None)
+    record_read(request.actor, "inference_log.exported", endpoint=endpoint, **asdict(wanted))
     headers = {"Content-Disposition": f'attachment; filename="{endpoint.name}-predictions.jsonl"'}
     return StreamingHttpResponse(lines, content_type=CONTENT_TYPE, headers=headers)
 
@@ -153,18 +161,40 @@ def prediction_export(request: HttpRequest, name: str) -> StreamingHttpResponse:
 @require("team.view")
 def prediction_detail(request: HttpRequest, name: str, request_id: str) -> HttpResponse:
     """Everything that the log holds of one request. What is not shipped yet is looked for again, for a while."""
-    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
     attempt = _attempt(request)
     since = timezone.now() - _RETRY_SPAN if attempt else None
     log = read_log(endpoint, LogFilter(request_id=request_id, since=since), size=_MAX_ROWS_OF_REQUEST)
     context = {"endpoint": endpoint, "request_id": request_id, "log": log}
     if not log.rows:
         return _missing(request, context, attempt)
+    record_read(request.actor, "prediction.viewed", endpoint=endpoint, request_id=request_id, rows=len(log.rows))
     segments = list({row.segment.pk: row.segment for row in log.rows}.values())[:_MAX_SEGMENTS]
-    context["segments"] = [(segment, is_intact(segment)) for segment in segments]
+    sealed = sealing_events(segments)
+    context["segments"] = [(segment, is_intact(segment), sealed.get(segment.pk)) for segment in segments]
+    context["may_audit"] = request.actor.can("audit.read")
     callers = _callers(request, log)
     context["rows"] = [(row, callers.get(row.columns["token_id"], ""), beside) for row, beside in _with_shadows(log)]
     return render(request, "monitoring/prediction_detail.html", context, fragment="monitoring/_prediction.html")
+
+
+@require_GET
+@require("team.view")
+def provenance(request: HttpRequest, name: str) -> HttpResponse:
+    """Who answers for a prediction, or for what served at a moment."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
+    form = ProvenanceForm(request.GET)
+    context: dict[str, Any] = {"endpoint": endpoint, "form": form, "answers": None}
+    context["may_audit"] = request.actor.can("audit.read")
+    if not form.is_valid():
+        return render(request, "monitoring/provenance.html", context, status=422)
+    request_id, at = form.cleaned_data["request_id"], form.cleaned_data["at"]
+    if request_id:
+        context["answers"] = answers_to(endpoint, request_id)
+    elif at:
+        context["serving"] = serving_at(endpoint, at)
+        context["answers"] = context["serving"].answers
+    return render(request, "monitoring/provenance.html", context, fragment="monitoring/_provenance.html")
 
 
 def _with_shadows(log: LogPage) -> list[tuple[Prediction, list[Prediction]]]:

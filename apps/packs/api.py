@@ -1,11 +1,14 @@
-"""Model cards over REST. A review takes a person in the console, so there is no route for one."""
+"""Model cards and evidence packs over REST. A card's review takes a person in the console: there is no route for it."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from django.db.models import QuerySet
+from django.http import FileResponse
 from django.shortcuts import get_object_or_404
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -13,6 +16,8 @@ from rest_framework.response import Response
 
 from apps.core.api import NewestFirstPagination, TeamViewSet
 from apps.core.errors import DomainError
+from apps.packs import services
+from apps.packs.models import EvidencePack, PackKind
 from apps.registry import card_services
 from apps.registry.cards import completeness
 from apps.registry.models import CardRevision, ModelVersion
@@ -114,3 +119,88 @@ class CardRevisionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Team
             versions, model__name=kwargs["model_name"], number=kwargs["version_number"]
         )
         return version
+
+
+class EvidencePackSerializer(serializers.ModelSerializer[EvidencePack]):
+    """An evidence pack; ``file`` is its address once it is built."""
+
+    requested_by = serializers.CharField(source="requested_by.name", read_only=True)
+    state = serializers.CharField(read_only=True)
+    file = serializers.SerializerMethodField()
+
+    class Meta:
+        model = EvidencePack
+        fields = (
+            "id",
+            "pack_id",
+            "kind",
+            "subject",
+            "since",
+            "until",
+            "state",
+            "job",
+            "requested_by",
+            "requested_at",
+            "built_at",
+            "sha256",
+            "size_bytes",
+            "event_count",
+            "checkpoint_size",
+            "file",
+        )
+
+    def get_file(self, pack: EvidencePack) -> str | None:
+        """Where the ZIP is downloaded; null until it is built."""
+        return f"/api/v1/evidence-packs/{pack.pk}/file/" if pack.built_at else None
+
+
+class NewEvidencePackSerializer(serializers.Serializer[Any]):
+    """What a pack is about: the id of a promotion, or the name of a model or of an endpoint with a period."""
+
+    kind = serializers.ChoiceField(choices=PackKind.choices)
+    subject = serializers.CharField(max_length=63)
+    since = serializers.DateTimeField(required=False)
+    until = serializers.DateTimeField(required=False)
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A period belongs to an endpoint; a promotion is named by its number."""
+        has_period = "since" in values or "until" in values
+        if has_period and values["kind"] != PackKind.ENDPOINT:
+            raise serializers.ValidationError({"since": "Only a pack of an endpoint has a period."})
+        if values["kind"] == PackKind.PROMOTION and not (
+            values["subject"].isascii() and values["subject"].isdecimal() and len(values["subject"]) < 19
+        ):
+            raise serializers.ValidationError({"subject": "A promotion is named by its number."})
+        return values
+
+
+class EvidencePackViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, TeamViewSet):
+    """The team's evidence packs, newest first; POST to have one built by a job."""
+
+    queryset = EvidencePack.objects.with_names().select_related("team")
+    serializer_class = EvidencePackSerializer
+    lookup_value_regex = "[0-9]{1,18}"
+    permissions: ClassVar[dict[str, str]] = {
+        "list": "audit.read",
+        "retrieve": "audit.read",
+        "create": "audit.read",
+        "file": "audit.read",
+    }
+
+    def create(self, request: Request) -> Response:
+        """Ask for a pack; poll it until ``file`` has an address."""
+        serializer = NewEvidencePackSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        wanted = dict(serializer.validated_data)
+        subject = services.find_subject(request.team, kind=wanted.pop("kind"), key=wanted.pop("subject"))
+        pack = services.request_pack(request.actor, team=request.team, subject=subject, **wanted)
+        location = {"Location": f"{request.path}{pack.pk}/"}
+        return Response(self.get_serializer(pack).data, status=status.HTTP_201_CREATED, headers=location)
+
+    @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    @action(detail=True)
+    def file(self, request: Request, pk: str) -> FileResponse:
+        """The ZIP; that it was downloaded is on record."""
+        pack = self.get_object()
+        content = services.open_pack(request.actor, pack=pack, part="pack")
+        return FileResponse(content, as_attachment=True, filename=pack.file_name, content_type="application/zip")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from apps.deployments.models import Deployment
-from apps.evaluation.models import EvaluationRun
-from apps.registry.cards import CardFacts, DatasetFact, MetricFact, Prefill
+from apps.evaluation.evidence import evaluation_evidence
+from apps.evaluation.models import METRIC_LABELS, EvaluationRun
+from apps.registry.cards import CardFacts, DatasetFact, MetricFact, Prefill, SliceFact
 from apps.registry.models import CardRevision, ModelVersion
 
 _MAX_RUNS: Final = 5
@@ -41,6 +42,9 @@ def card_facts(model_version: ModelVersion) -> CardFacts:
         outputs=_tensors(signature.get("outputs", [])),
         datasets=tuple(dict.fromkeys(map(_dataset, runs))),
         metrics=tuple(fact for run in runs for fact in _metrics(run)),
+        slices=tuple(fact for run in runs for fact in _slices(run)),
+        trained_by=model_version.trained_by.name if model_version.trained_by else "",
+        training_data=tuple((row["name"], row["sha256"]) for row in model_version.training_data),
         endpoints=tuple(serving.values_list("endpoint__name", flat=True).distinct()),
     )
 
@@ -58,3 +62,21 @@ def _dataset(run: EvaluationRun) -> DatasetFact:
 def _metrics(run: EvaluationRun) -> list[MetricFact]:
     dataset = str(run.dataset_version)
     return [MetricFact(row.label, dataset, row.value, row.ci_low, row.ci_high) for row in run.metrics.all()]
+
+
+def _slices(run: EvaluationRun) -> list[SliceFact]:
+    """A row for each group and metric that the run measured."""
+    dataset = str(run.dataset_version)
+    return [
+        SliceFact(
+            group=f"{row['column']} = {row['value']}",
+            row_count=row["row_count"],
+            metric=MetricFact(METRIC_LABELS.get(metric["name"], metric["name"]), dataset, *_figures(metric)),
+        )
+        for row in evaluation_evidence(run).get("slices", [])
+        for metric in row["metrics"]
+    ]
+
+
+def _figures(metric: dict[str, Any]) -> tuple[float | None, float | None, float | None]:
+    return metric["value"], metric["ci_low"], metric["ci_high"]

@@ -15,6 +15,7 @@ FORMAT: Final = "countersign/model-card/v1"
 MAX_SECTION_CHARACTERS: Final = 8_000
 MIN_SECTION_CHARACTERS: Final = 20
 """A required section with less than this says nothing that a reader could act on."""
+_MAX_SLICE_ROWS: Final = 60
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
 
@@ -34,11 +35,16 @@ class Section:
 SECTIONS: Final = (
     Section("details", "Model details", "What kind of model it is and how it was made.", is_factual=True),
     Section("intended_use", "Intended use", "Who may use it, for which decisions, and what it must not be used for."),
-    Section("owners", "Owners", "Who answers for it, and whom to call.", is_factual=True),
+    Section("owners", "Owners", "Who answers for it, and whom to call."),
     Section("training_data", "Training data", "Where it came from, what it covers, what was left out, and its rights."),
     Section("evaluation_data", "Evaluation data", "What it was measured on, and how near that is to use.", True, True),
     Section("metrics", "Metrics", "What was measured, with its uncertainty, and why these metrics.", True, True),
-    Section("slices", "Performance by group", "How it does for the groups that matter, or why that was not measured."),
+    Section(
+        "slices",
+        "Performance by group",
+        "How it does for the groups that matter, or why that was not measured.",
+        is_factual=True,
+    ),
     Section("limitations", "Limitations", "Where it is known to fail or was never tried."),
     Section("risks", "Risks and fairness", "Who could be harmed, how, and what is done about it."),
     Section("oversight", "Human oversight", "Who watches it in service, what they look at, and when they step in."),
@@ -54,6 +60,11 @@ class Completeness:
 
     filled: tuple[str, ...]
     missing: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """How many sections are required."""
+        return len(self.filled) + len(self.missing)
 
     @property
     def is_complete(self) -> bool:
@@ -111,6 +122,15 @@ class DatasetFact:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceFact:
+    """A metric within one group of the rows."""
+
+    group: str
+    row_count: int
+    metric: MetricFact
+
+
+@dataclass(frozen=True, slots=True)
 class CardFacts:
     """What is on record about a version when a card is begun."""
 
@@ -126,6 +146,9 @@ class CardFacts:
     outputs: tuple[str, ...] = ()
     datasets: tuple[DatasetFact, ...] = ()
     metrics: tuple[MetricFact, ...] = ()
+    slices: tuple[SliceFact, ...] = ()
+    trained_by: str = ""
+    training_data: tuple[tuple[str, str], ...] = ()  # name, SHA-256
     endpoints: tuple[str, ...] = ()
 
 
@@ -143,10 +166,15 @@ class Prefill:
             "owners": self._owners(),
             "evaluation_data": self._evaluation_data(),
             "metrics": self._metrics(),
+            "slices": self._slices(),
+            "training_data": self._training_data(),
         }
-        kept = {key: self.previous.get(key, "") for key in KEYS}
-        owners = kept["owners"] or written["owners"]
-        return kept | written | {"owners": owners}
+        return {
+            section.key: written.get(section.key, "")
+            if section.is_factual
+            else self.previous.get(section.key, "") or written.get(section.key, "")
+            for section in SECTIONS
+        }
 
     def _details(self) -> str:
         facts = self.facts
@@ -167,7 +195,11 @@ class Prefill:
         return (
             f"- Team: {plain(facts.team)}\n- Registered by: {plain(facts.registered_by)}\n"
             f"- This version uploaded by: {plain(facts.uploaded_by)}"
+            + (f"\n- Trained by: {plain(facts.trained_by)}" if facts.trained_by else "")
         )
+
+    def _training_data(self) -> str:
+        return "\n".join(f"- {plain(name)}, SHA-256 `{sha256}`" for name, sha256 in self.facts.training_data)
 
     def _evaluation_data(self) -> str:
         if not self.facts.datasets:
@@ -183,6 +215,16 @@ class Prefill:
             return ""
         rows = [f"| {row.label} | {plain(row.dataset)} | {_figure(row)} |" for row in self.facts.metrics]
         head = ("| Metric | Dataset | Value (95 % interval) |", "| --- | --- | ---: |")
+        return "\n".join((*head, *rows))
+
+    def _slices(self) -> str:
+        if not self.facts.slices:
+            return ""
+        rows = [
+            f"| {plain(row.group)} | {row.row_count:,} | {row.metric.label} | {_figure(row.metric)} |"
+            for row in self.facts.slices[:_MAX_SLICE_ROWS]
+        ]
+        head = ("| Group | Rows | Metric | Value (95 % interval) |", "| --- | ---: | --- | ---: |")
         return "\n".join((*head, *rows))
 
 

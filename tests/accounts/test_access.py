@@ -77,6 +77,24 @@ def test_a_token_is_good_only_from_its_networks(cast: Cast, network: str, addres
     assert status == 200 or answer.content == unknown.content
 
 
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "status"),
+    [
+        (0, "10.1.2.3", 401),
+        (1, "10.1.2.3", 200),
+        (1, "10.1.2.3, 192.0.2.1", 401),
+        (2, "10.1.2.3, 192.0.2.1", 200),
+        (2, "10.1.2.3", 401),
+    ],
+)
+def test_only_our_own_proxies_say_where_a_call_is_from(
+    cast: Cast, settings: Any, proxies: int, forwarded: str, status: int
+) -> None:
+    settings.TRUSTED_PROXY_COUNT = proxies
+    client = caller(service_token(cast, Role.ANALYST, Scope.READ, networks=("10.1.0.0/16",)))
+    assert client.get("/api/v1/models/", HTTP_X_FORWARDED_FOR=forwarded).status_code == status
+
+
 def test_inference_is_not_told_of_tokens_with_a_range(cast: Cast) -> None:
     service_token(cast, Role.ANALYST, Scope.PREDICT, networks=("10.1.0.0/16",))
     assert not _tokens()

@@ -23,6 +23,7 @@ from apps.accounts.services import create_service_account, create_token, invite_
 from apps.audit.actor import Actor
 from apps.deployments.configuration import add_guardrail
 from apps.deployments.services import add_shadow
+from apps.packs.services import request_pack
 from apps.policies.checks import create_check_key
 from apps.policies.models import CheckKeyKind
 from apps.policies.services import save_review_group
@@ -42,11 +43,11 @@ HOLDERS = {
     "promotions.comment": EVERYBODY - {"admin"},
     "promotions.review": {"compliance_officer"},
     "registry.review_card": {"compliance_officer"},
-    "promotions.set_policy": {"compliance_officer"},
     "deployments.operate": {"operator"},
     "deployments.predict": EVERYBODY - {"admin"},
     "policies.assess": {"data_scientist", "compliance_officer"},
     "policies.report_check": set(),
+    "promotions.set_policy": {"compliance_officer"},
     "audit.read": {"compliance_officer"},
     "accounts.administer": {"admin"},
     "accounts.provision": {"admin"},
@@ -146,6 +147,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "monitoring:prediction-list": {"GET": "team.view"},
     "monitoring:prediction-export": {"GET": "team.view"},
     "monitoring:prediction-detail": {"GET": "team.view"},
+    "monitoring:provenance": {"GET": "team.view"},
     "monitoring:rows-keep": {"POST": "registry.upload"},
     "policies:policy-list": {"GET": "team.view"},
     "policies:policy-open": {"GET": "team.view"},
@@ -187,6 +189,12 @@ ROUTES: dict[str, dict[str, str]] = {
     "packs:card-review": {"POST": "registry.review_card"},
     "packs:card-compare": {"GET": "team.view"},
     "packs:card-export": {"GET": "team.view"},
+    "packs:pack-list": {"GET": "audit.read"},
+    "packs:pack-create": {"GET": "audit.read", "POST": "audit.read"},
+    "packs:pack-detail": {"GET": "audit.read"},
+    "packs:pack-download": {"GET": "audit.read"},
+    "packs:report-download": {"GET": "audit.read"},
+    "packs:requirements": {"GET": "team.view"},
     "api:schema": {"GET": "public"},
     "api:model-list": {"GET": "team.view", "POST": "registry.upload"},
     "api:model-detail": {"GET": "team.view"},
@@ -220,9 +228,13 @@ ROUTES: dict[str, dict[str, str]] = {
     "api:prediction-detail": {"GET": "team.view"},
     "api:kept-rows-list": {"POST": "registry.upload"},
     "api:prediction-export-list": {"GET": "team.view"},
+    "api:provenance-list": {"GET": "team.view"},
     "api:promotion-list": {"GET": "team.view", "POST": "promotions.request"},
     "api:promotion-detail": {"GET": "team.view"},
     "api:promotion-cancel": {"POST": "promotions.request"},
+    "api:evidence-pack-list": {"GET": "audit.read", "POST": "audit.read"},
+    "api:evidence-pack-detail": {"GET": "audit.read"},
+    "api:evidence-pack-file": {"GET": "audit.read"},
     "api:promotion-submit": {"POST": "promotions.request"},
     "api:promotion-revise": {"POST": "promotions.request"},
     "api:promotion-request-changes": {"POST": "promotions.comment"},
@@ -330,6 +342,7 @@ def world(cast: Cast) -> World:
     token = ApiToken.objects.filter(membership=cast.data_scientist).first()
     assert token is not None
     card = builders.complete_card(cast, version)
+    pack = request_pack(cast.actor("compliance_officer"), team=cast.team, subject=request)
     signer = builders.trusted_signer(cast)[0]
     sign_artifact(Actor.system("test"), model_version=version, promotion_request_id=request.pk)
     assert version.job is not None
@@ -346,6 +359,9 @@ def world(cast: Cast) -> World:
             "packs.name": version.model.name,
             "card-export.form": "md",
             "origin": "installation",
+            "packs.pk": pack.pk,
+            "evidence-pack-detail.pk": pack.pk,
+            "evidence-pack-file.pk": pack.pk,
             "signer-revoke.pk": signer.pk,
             "version_number": version.number,
             "card-revision-detail.number": card.number,

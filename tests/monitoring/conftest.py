@@ -128,7 +128,7 @@ class Log:
                 "endpoint": pa.array([endpoint.name] * len(rows)),
                 "model": pa.array([model] * len(rows)),
                 "model_version": pa.array([version] * len(rows), pa.int32()),
-                "artifact_digest": pa.array([f"{version:02x}" * 32] * len(rows)),
+                "artifact_digest": pa.array([row.get("artifact_digest", f"{version:02x}" * 32) for row in rows]),
                 "role": pa.array([row.get("role", "champion") for row in rows]),
                 "received_at": pa.array(received, pa.timestamp("us", "UTC")),
                 "queue_us": pa.array([10] * len(rows), pa.int64()),

@@ -7,7 +7,17 @@ from django.db import IntegrityError, transaction
 
 from apps.core.errors import Conflict, DomainError, NotAllowed
 from apps.registry import card_services
-from apps.registry.cards import KEYS, SECTIONS, CardFacts, Prefill, completeness, differences, plain
+from apps.registry.cards import (
+    KEYS,
+    SECTIONS,
+    CardFacts,
+    MetricFact,
+    Prefill,
+    SliceFact,
+    completeness,
+    differences,
+    plain,
+)
 from apps.registry.markdown import render_markdown
 from apps.registry.models import CardRevision
 from tests import builders
@@ -45,6 +55,30 @@ def test_facts_of_somebodys_making_are_no_markup() -> None:
     assert "&lt;b&gt;Risk&lt;/b&gt;" in html
     assert sections["intended_use"] == sections["metrics"] == ""  # nothing is made up
     assert plain("a\n# b") == "a # b"
+
+
+def test_facts_are_new_and_prose_is_kept() -> None:
+    """Metrics of the version before would be wrong on this one's card; what it is for stays true until edited."""
+    group = SliceFact("site = north", 40, MetricFact("ROC AUC", "holdout v1", 0.9, 0.85, 0.94))
+    facts = CardFacts(
+        version="m v2",
+        task="Classification",
+        artifact_digest="cd" * 32,
+        team="Risk",
+        registered_by="Mira",
+        uploaded_by="Mira",
+        trained_by="Tom",
+        training_data=(("claims-2025", "ef" * 32),),
+        slices=(group,),
+    )
+    before = {"intended_use": "Triage.", "metrics": "| old |", "owners": "Call Ann.", "training_data": ""}
+    sections = Prefill(facts, before).sections()
+    assert sections["intended_use"] == "Triage."
+    assert sections["owners"] == "Call Ann."
+    assert sections["metrics"] == ""
+    assert "| site = north | 40 | ROC AUC | 0.9000 (0.8500 to 0.9400) |" in sections["slices"]
+    assert "claims-2025" in sections["training_data"]
+    assert "Trained by: Tom" in Prefill(facts).sections()["owners"]
 
 
 HOSTILE = [

@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import close_old_connections, connection
 
 from apps.audit.checkpoints import keep_checkpoints
+from apps.audit.forwarding import forward_checkpoints
 from apps.audit.verification import run_verifications
 from apps.core.controller import CHANNEL
 from apps.deployments.manifest import publish_manifest
@@ -21,6 +22,7 @@ from apps.deployments.refusals import note_refused_manifests
 from apps.jobs.services import recover_jobs
 from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
+from apps.monitoring.sealing import seal_segments
 from apps.monitoring.services import prune_rollups
 from apps.policies.attestations import enforce_attestations
 from apps.promotions.reviews import remind_reviewers
@@ -40,7 +42,9 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (enforce_attestations, 30),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
+    (forward_checkpoints, 5),
     (run_verifications, 5),
+    (seal_segments, 60),
     (recover_jobs, 5),
     (expire_promotions, 60),
     (remind_reviewers, 300),
