@@ -17,6 +17,12 @@ from apps.policies.risk import QUESTIONS
 TIERS = [(tier.value, tier.value.capitalize()) for tier in Tier]
 
 
+class RiskAssessmentQuerySet(TeamScopedQuerySet):
+    """Reads of risk assessments."""
+
+    team_path = "model__team"
+
+
 class RiskAssessment(models.Model):
     """The answers about one model at one time. Never changed: a new assessment is a new row."""
 
@@ -30,6 +36,8 @@ class RiskAssessment(models.Model):
     override_reason = models.TextField(max_length=2_000, blank=True)
     assessed_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     assessed_at = models.DateTimeField(auto_now_add=True)
+
+    objects = RiskAssessmentQuerySet.as_manager()
 
     class Meta:
         ordering = ("-number",)

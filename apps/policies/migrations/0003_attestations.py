@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0007_attestations'),
+        ('deployments', '0007_policies_lifting_protection'),
         ('policies', '0002_groups_and_checks'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
