@@ -191,7 +191,7 @@ def test_the_promotion_is_countersigned_by_somebody_else(cast: Cast) -> None:
     expect(cora.page.get_by_text("Evaluation evidence")).to_be_visible()
     cora.check_access()
     decide(cora, "not my password")
-    expect(cora.page.get_by_role("alert")).to_contain_text("not your password")
+    expect(cora.page.get_by_role("alert")).to_contain_text("does not fit")
     cora.complaints.clear()
     decide(cora, PASSWORD)
     expect(cora.page.locator("#rollout")).to_contain_text("Live", timeout=30_000)
