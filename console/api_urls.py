@@ -13,6 +13,7 @@ from apps.evaluation.api import DatasetVersionViewSet, DatasetViewSet, Evaluatio
 from apps.jobs.api import JobViewSet
 from apps.monitoring.api import KeptRowsViewSet, PredictionExportViewSet, PredictionViewSet, ProvenanceViewSet
 from apps.packs.api import CardRevisionViewSet, EvidencePackViewSet
+from apps.policies.api import PolicyVersionViewSet, RiskAssessmentViewSet
 from apps.promotions.api import PromotionRequestViewSet
 from apps.promotions.check_api import CheckResultViewSet
 from apps.registry.api import ModelVersionViewSet, RegisteredModelViewSet
@@ -45,6 +46,8 @@ router.register(
     "endpoints/(?P<endpoint_name>[^/\\x00]+)/prediction-export", PredictionExportViewSet, "prediction-export"
 )
 router.register("endpoints/(?P<endpoint_name>[^/\\x00]+)/provenance", ProvenanceViewSet, "provenance")
+router.register("policies", PolicyVersionViewSet, "policy")
+router.register("models/(?P<model_name>[^/\\x00]+)/risk", RiskAssessmentViewSet, "model-risk")
 router.register("promotions", PromotionRequestViewSet, "promotion")
 router.register("evidence-packs", EvidencePackViewSet, "evidence-pack")
 router.register("promotions/(?P<promotion_pk>[0-9]{1,18})/checks", CheckResultViewSet, "promotion-check")

@@ -30,8 +30,13 @@ class EndpointForm(forms.Form):
         max_length=63,
         validators=[slug_validator],
         initial=PRODUCTION,
+        required=False,
         help_text="production, staging or a name of your own: it decides which policy holds, and cannot be changed.",
     )
+
+    def clean_environment(self) -> str:
+        """Production, unless another one is named."""
+        return str(self.cleaned_data["environment"] or PRODUCTION)
 
 
 class RollbackForm(forms.Form):

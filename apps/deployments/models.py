@@ -53,7 +53,9 @@ class Endpoint(models.Model):
     description = models.CharField(max_length=500, blank=True)
     # Decides which policy holds; it never changes, so a version cannot get around a stricter one.
     environment = models.CharField(max_length=63, default=PRODUCTION, validators=[slug_validator])
+    # A protected endpoint takes approvals; one compliance officer protects it, two lift that.
     is_protected = models.BooleanField(default=True)
+    lifting_proposed_by = models.ForeignKey("accounts.User", null=True, on_delete=models.PROTECT, related_name="+")
     created_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
     sticky_header = models.CharField(max_length=64, blank=True)

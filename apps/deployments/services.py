@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from apps.audit.actor import Actor
 from apps.audit.services import record
-from apps.core.errors import Conflict
+from apps.core.errors import Conflict, NotAllowed
 from apps.deployments import client
 from apps.deployments.manifest import publish_manifest
 from apps.deployments.models import PRODUCTION, Deployment, DeploymentRole, Endpoint
@@ -44,6 +44,39 @@ def create_endpoint(
         raise Conflict(f"The name “{name}” is taken. Choose another one.", field="name") from error
     record(actor, "endpoint.created", endpoint, team=team, after={"name": name, "environment": environment})
     return endpoint
+
+
+@transaction.atomic
+def protect_endpoint(actor: Actor, *, endpoint: Endpoint) -> Endpoint:
+    """Have versions answer here by approval only. Withdraws a proposal to lift that."""
+    actor.require("promotions.set_policy")
+    endpoint = _locked(endpoint)
+    before = {"is_protected": endpoint.is_protected}
+    endpoint.is_protected, endpoint.lifting_proposed_by_id = True, None
+    endpoint.save(update_fields=["is_protected", "lifting_proposed_by"])
+    record(actor, "endpoint.protected", endpoint, team=endpoint.team, before=before, after={"is_protected": True})
+    return endpoint
+
+
+@transaction.atomic
+def unprotect_endpoint(actor: Actor, *, endpoint: Endpoint) -> bool:
+    """Propose to lift the protection, or lift it if another compliance officer proposed that; True if it is lifted."""
+    actor.require("promotions.set_policy")
+    endpoint = _locked(endpoint)
+    if not endpoint.is_protected:
+        raise Conflict(f"{endpoint.name} is not protected.")
+    if endpoint.lifting_proposed_by_id == actor.person_id:
+        raise NotAllowed("You proposed this, so another compliance officer must confirm it.")
+    if endpoint.lifting_proposed_by_id is None:
+        endpoint.lifting_proposed_by_id = actor.person_id
+        endpoint.save(update_fields=["lifting_proposed_by"])
+        record(actor, "endpoint.unprotection_proposed", endpoint, team=endpoint.team)
+        return False
+    before = {"is_protected": True, "proposed_by": endpoint.lifting_proposed_by_id}
+    endpoint.is_protected, endpoint.lifting_proposed_by_id = False, None
+    endpoint.save(update_fields=["is_protected", "lifting_proposed_by"])
+    record(actor, "endpoint.unprotected", endpoint, team=endpoint.team, before=before, after={"is_protected": False})
+    return True
 
 
 @transaction.atomic

@@ -324,7 +324,7 @@ def source_name(source: str) -> str:
 
 
 FALLBACK_WORDS: Final = {
-    Fallback.ROLL_BACK: "the version before it answers again",
+    Fallback.ROLL_BACK: "the version before it answers again, or nothing if there is none",
     Fallback.STOP: "its endpoint stops answering",
     Fallback.WARN: "it goes on serving, with a task and an audit event",
 }

@@ -318,6 +318,17 @@ class GroupForm(forms.Form):
         self.fields["members"].queryset = members
 
 
+class AttestationForm(forms.Form):
+    """A signed word about a version in service."""
+
+    deployment_id = forms.IntegerField(widget=forms.HiddenInput)
+    statement = forms.CharField(
+        label="What you looked at, and that the version is still fit for its use",
+        max_length=2_000,
+        widget=forms.Textarea({"rows": 3}),
+    )
+
+
 class AliasProtectionForm(forms.Form):
     """An alias to protect."""
 

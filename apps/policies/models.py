@@ -5,15 +5,22 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Self
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.urls import reverse
 
 from apps.accounts.models import slug_validator
 from apps.core.querysets import TeamScopedQuerySet
-from apps.policies.documents import PolicyDocument, Tier
+from apps.policies.documents import Fallback, PolicyDocument, Tier
 from apps.policies.risk import QUESTIONS
 
 TIERS = [(tier.value, tier.value.capitalize()) for tier in Tier]
+
+
+class RiskAssessmentQuerySet(TeamScopedQuerySet):
+    """Reads of risk assessments."""
+
+    team_path = "model__team"
 
 
 class RiskAssessment(models.Model):
@@ -29,6 +36,8 @@ class RiskAssessment(models.Model):
     override_reason = models.TextField(max_length=2_000, blank=True)
     assessed_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
     assessed_at = models.DateTimeField(auto_now_add=True)
+
+    objects = RiskAssessmentQuerySet.as_manager()
 
     class Meta:
         ordering = ("-number",)
@@ -281,3 +290,38 @@ class CheckResult(models.Model):
 
     def __str__(self) -> str:
         return f"{self.key.name} on request {self.request_id}"
+
+
+class Attestation(models.Model):
+    """A person's signed word that a version in service is still fit for it. Never changed, never deleted."""
+
+    deployment = models.ForeignKey("deployments.Deployment", on_delete=models.PROTECT, related_name="attestations")
+    policy_version = models.ForeignKey(PolicyVersion, on_delete=models.PROTECT, related_name="attestations")
+    statement = models.TextField(max_length=2_000)
+    attested_by = models.ForeignKey("accounts.User", on_delete=models.PROTECT, related_name="+")
+    signed_name = models.CharField(max_length=120)
+    factors = ArrayField(models.CharField(max_length=20))
+    attested_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"Attestation of {self.deployment}"
+
+
+class AttestationLapse(models.Model):
+    """An attestation that nobody gave in time, and what the policy had happen then: once for each due time."""
+
+    deployment = models.ForeignKey("deployments.Deployment", on_delete=models.PROTECT, related_name="lapses")
+    policy_version = models.ForeignKey(PolicyVersion, on_delete=models.PROTECT, related_name="lapses")
+    due_at = models.DateTimeField()
+    fallback = models.CharField(max_length=10, choices=[(one.value, one.value) for one in Fallback])
+    happened_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ("-id",)
+        constraints = (models.UniqueConstraint(fields=("deployment", "due_at"), name="attestation_lapses_once"),)
+
+    def __str__(self) -> str:
+        return f"Overdue attestation of {self.deployment}"

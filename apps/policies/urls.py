@@ -20,5 +20,7 @@ urlpatterns = [
     path(_VERSION, views.version_detail, name="version-detail"),
     path(f"{_VERSION}confirm/", views.version_confirm, name="version-confirm"),
     path(f"{_VERSION}reject/", views.version_reject, name="version-reject"),
+    path("endpoints/<slug:name>/protection/", views.endpoint_protection, name="endpoint-protection"),
+    path("endpoints/<slug:name>/attestation/", views.attestation, name="attestation"),
     path("models/<slug:name>/risk/", views.risk_assess, name="risk-assess"),
 ]

@@ -8,17 +8,22 @@ from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
+from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from apps.accounts.confirmation import challenge_of, confirm_identity
 from apps.accounts.models import Membership, slug_validator
 from apps.core.errors import DomainError
 from apps.core.htmx import render
 from apps.core.permissions import require
 from apps.deployments.models import Endpoint
+from apps.deployments.services import protect_endpoint, unprotect_endpoint
 from apps.policies import checks, services
+from apps.policies.attestations import attest, attestations_due, why_not_attest
 from apps.policies.documents import FALLBACK_WORDS, PolicyDocument, Tier, default_document, difference
 from apps.policies.forms import (
     AliasProtectionForm,
+    AttestationForm,
     CheckKeyForm,
     DecisionForm,
     EnvironmentForm,
@@ -26,7 +31,15 @@ from apps.policies.forms import (
     PolicyEditor,
     RiskForm,
 )
-from apps.policies.models import CheckKey, CheckKeyKind, Policy, PolicyVersion, ReviewGroup
+from apps.policies.models import (
+    Attestation,
+    AttestationLapse,
+    CheckKey,
+    CheckKeyKind,
+    Policy,
+    PolicyVersion,
+    ReviewGroup,
+)
 from apps.policies.risk import RULES
 from apps.registry.models import AliasProtection, RegisteredModel
 from apps.registry.services import protect_alias, unprotect_alias
@@ -295,7 +308,7 @@ def protection(request: HttpRequest) -> HttpResponse:
     context = {
         "form": form,
         "aliases": AliasProtection.objects.for_team(request.team).select_related("protected_by", "lifting_proposed_by"),
-        "endpoints": Endpoint.objects.for_team(request.team)[:500],
+        "endpoints": Endpoint.objects.for_team(request.team).select_related("lifting_proposed_by")[:500],
     }
     return render(request, "policies/protection.html", context, status=422 if form.errors else 200)
 
@@ -332,3 +345,53 @@ def _version(request: HttpRequest, environment: str, tier: str, number: int) -> 
         versions, policy__environment=environment, policy__tier=tier, number=number
     )
     return found
+
+
+@require_POST
+@require("promotions.set_policy")
+def endpoint_protection(request: HttpRequest, name: str) -> HttpResponse:
+    """Protect an endpoint, or propose or confirm to lift that, as the button says."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team), name=name)
+    if "protect" in request.POST:
+        protect_endpoint(request.actor, endpoint=endpoint)
+        messages.success(request, f"Versions answer on {endpoint.name} by approval only.")
+    elif unprotect_endpoint(request.actor, endpoint=endpoint):
+        messages.success(request, f"{endpoint.name} is not protected any more.")
+    else:
+        messages.success(request, "Proposed. Another compliance officer has to confirm it.")
+    return redirect("policies:protection")
+
+
+@require_http_methods(["GET", "POST"])
+@require("team.view")
+@sensitive_post_parameters("password", "code", "credential")
+def attestation(request: HttpRequest, name: str) -> HttpResponse:
+    """What answers on an endpoint, until when it has to be attested, and the form to sign."""
+    endpoint = get_object_or_404(Endpoint.objects.for_team(request.team).select_related("team"), name=name)
+    form = AttestationForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            confirmation = confirm_identity(request, request.POST)
+            attest(request.actor, endpoint=endpoint, confirmation=confirmation, **form.cleaned_data)
+        except DomainError as error:
+            if error.status == 403:
+                raise
+            form.add_error(error.field, error.message)
+        else:
+            messages.success(request, "Attested: signed, and the time starts again.")
+            return redirect("policies:attestation", name=name)
+    due = attestations_due(request.team, endpoint=endpoint, within=None)
+    context = {
+        "endpoint": endpoint,
+        "form": form,
+        "due": [(one, why_not_attest(request.actor, one)) for one in due],
+        "words": FALLBACK_WORDS,
+        "attestations": Attestation.objects.filter(deployment__endpoint=endpoint).select_related(
+            "deployment__model_version__model", "policy_version__policy"
+        )[:_MAX_SHOWN],
+        "lapses": AttestationLapse.objects.filter(deployment__endpoint=endpoint).select_related(
+            "deployment__model_version__model"
+        )[:_MAX_SHOWN],
+        "challenge": challenge_of(request),
+    }
+    return render(request, "policies/attestation.html", context, status=422 if form.errors else 200)

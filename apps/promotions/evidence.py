@@ -8,6 +8,7 @@ from typing import Any
 from apps.audit.chain import canonical_json
 from apps.deployments.models import Deployment, Endpoint
 from apps.evaluation.charts import is_score
+from apps.evaluation.comparison import paired_comparisons
 from apps.evaluation.evidence import evaluation_evidence, load_test_evidence
 from apps.evaluation.models import METRIC_LABELS, EvaluationRun, LoadTest
 from apps.policies.services import risk_evidence
@@ -31,6 +32,7 @@ def collect_evidence(
         "initial_weight": initial_weight,
         "candidate": version_evidence(model_version),
         "champion": version_evidence(champion.model_version) if champion else None,
+        "comparisons": paired_comparisons(model_version, champion.model_version) if champion else [],
     }
 
 

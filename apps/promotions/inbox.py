@@ -11,6 +11,7 @@ from apps.accounts.models import Team
 from apps.audit.actor import Actor
 from apps.deployments.models import Endpoint, ManifestRefusal
 from apps.jobs.models import Job, JobState
+from apps.policies.attestations import attestations_due
 from apps.promotions.models import Finding, PromotionRequest, RequestState, ReviewTask, RolloutState
 
 _SHOWN = 20
@@ -31,6 +32,7 @@ def inbox_page(actor: Actor, team: Team) -> dict[str, Any]:
         .binding()
         .select_related("owner", "request__endpoint", "request__model_version__model")
         .defer("request__evidence", "request__binding")[:_SHOWN],
+        "attestations": attestations_due(team)[:_SHOWN],
         "user_id": actor.user_id,
         "emergencies": requests.emergencies()[:_SHOWN],
         "refusals": ManifestRefusal.objects.filter(acknowledged_at=None)[:5],

@@ -161,3 +161,22 @@ def test_an_endpoint_says_its_environment(cast: Cast) -> None:
     api = cast.api("operator")
     assert api.post("/api/v1/endpoints/", {"name": "other"}).json()["environment"] == "production"
     assert api.post("/api/v1/endpoints/", {"name": "more", "environment": "No Name"}).status_code == 422
+
+
+def test_over_rest(cast: Cast) -> None:
+    version = builders.proposed_policy(cast)
+    api = cast.api("data_scientist")
+    listed = api.get("/api/v1/policies/").json()["results"]
+    assert [(one["environment"], one["tier"], one["state"]) for one in listed] == [
+        ("production", "limited", "PROPOSED"),
+        ("production", "limited", "IN_FORCE"),
+    ]
+    assert api.get(f"/api/v1/policies/{version.pk}/").json()["document"] == version.body
+    assert cast.api("outsider").get(f"/api/v1/policies/{version.pk}/").status_code == 404
+    model = builders.model(cast)
+    url = f"/api/v1/models/{model.name}/risk/"
+    answer = api.post(url, {"answers": HARMLESS | {"area": "yes"}}, format="json")
+    assert (answer.status_code, answer.json()["computed_tier"]) == (201, "high")
+    assert api.post(url, {"answers": {"area": "yes"}}, format="json").status_code == 422
+    assert cast.api("operator").post(url, {"answers": HARMLESS}, format="json").status_code == 403
+    assert api.get(url).json()["results"][0]["tier"] == "high"

@@ -24,6 +24,7 @@ from apps.monitoring.compaction import merge_segments, remove_merged_files
 from apps.monitoring.retention import prune_segments
 from apps.monitoring.sealing import seal_segments
 from apps.monitoring.services import prune_rollups
+from apps.policies.attestations import enforce_attestations
 from apps.promotions.reviews import remind_reviewers
 from apps.promotions.rollouts import apply_promotions, approve_unprotected, enforce_approvals, expire_promotions
 
@@ -38,6 +39,7 @@ DUTIES: Final[tuple[tuple[Callable[[], Any], float], ...]] = (
     (approve_unprotected, 0),
     (apply_promotions, 0),
     (enforce_approvals, 10),
+    (enforce_attestations, 30),
     (publish_manifest, 0),  # tokens and members change who may call an endpoint
     (keep_checkpoints, 0),
     (forward_checkpoints, 5),
