@@ -29,7 +29,6 @@ PAGES = {
     "approvals": ("cora", "/approvals/"),
     "approval": ("cora", "/approvals/3/"),
     "approval-done": ("jonas", "/approvals/1/"),
-    "break-glass": ("omar", f"/models/{MODEL}/versions/2/break-glass/"),
     "endpoints": ("omar", "/endpoints/"),
     "endpoint": ("omar", f"/endpoints/{ENDPOINT}/"),
     "traffic": ("omar", f"/endpoints/{ENDPOINT}/traffic/"),
