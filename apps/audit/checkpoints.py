@@ -6,6 +6,7 @@ log that was changed, shortened or brought back from an old copy is not signed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
@@ -15,16 +16,19 @@ from django.utils import timezone
 
 from apps.audit import anchors, tree
 from apps.audit.keys import audit_key, audit_signer
-from apps.audit.models import AuditEvent, Checkpoint
+from apps.audit.models import AuditEvent, Checkpoint, Verification
 from apps.audit.notes import sign_note
 from apps.audit.verify import Checkpoint as Statement
 from apps.audit.verify import Link, LogCheck, Rejected, open_checkpoint
+
+logger = logging.getLogger(__name__)
 
 EVERY: Final = timedelta(minutes=1)
 AT_ONCE: Final = ("promotion.",)
 """Events of these kinds do not wait for the minute."""
 MAX_EVENTS: Final = 10_000
 """What one checkpoint covers more than the one before: the size of an anchor's record is bounded by it."""
+_SIGNER: Final = "checkpoints"
 _LOCK: Final = 7_203_114_509
 _COLUMNS: Final = """
 SELECT seq, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), previous_hash, leaf_hash, body
@@ -67,7 +71,29 @@ def keep_checkpoints() -> Checkpoint | None:
     fresh = AuditEvent.objects.filter(seq__gt=size)
     if latest is not None and latest.created_at > timezone.now() - EVERY and not _is_urgent(size):
         return None
-    return checkpoint_now() if fresh.exists() else None
+    if not fresh.exists() or _was_refused():
+        return None
+    try:
+        return checkpoint_now()
+    except LogBroken as error:
+        _note_refusal(error)
+        return None
+
+
+def _was_refused() -> bool:
+    """Whether the log was found broken a moment ago: it is tried again each minute, not each second."""
+    latest = Verification.objects.exclude(finished_at=None).filter(requested_by=_SIGNER).first()
+    return latest is not None and latest.finished_at is not None and latest.finished_at > timezone.now() - EVERY
+
+
+def _note_refusal(error: LogBroken) -> None:
+    """Show it on the audit page, in one entry as long as it is the same event."""
+    logger.error("%s Nothing is signed until it is as it was.", error)
+    Verification.objects.update_or_create(
+        requested_by=_SIGNER,
+        bad_seq=error.seq,
+        defaults={"reason": error.reason, "checked": error.seq - 1, "finished_at": timezone.now()},
+    )
 
 
 def _is_urgent(size: int) -> bool:

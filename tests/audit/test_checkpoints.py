@@ -18,7 +18,7 @@ from apps.audit import anchors, checkpoints, merkle, services, tree
 from apps.audit.actor import Actor
 from apps.audit.checkpoints import LogBroken, checkpoint_now, keep_checkpoints
 from apps.audit.keys import audit_key
-from apps.audit.models import AuditEvent, Checkpoint, MerkleNode
+from apps.audit.models import AuditEvent, Checkpoint, MerkleNode, Verification
 from apps.audit.verify import open_checkpoint
 
 SYSTEM = Actor.system("test")
@@ -132,6 +132,10 @@ def test_a_rewritten_log_is_named_to_the_event_and_not_signed_again() -> None:
         _verify()
     with pytest.raises(LogBroken):
         checkpoint_now()
+    Checkpoint.objects.update(created_at=timezone.now() - timedelta(minutes=2))
+    assert keep_checkpoints() is None
+    assert keep_checkpoints() is None
+    assert Verification.objects.get().bad_seq is not None
 
 
 def test_an_old_copy_of_the_log_is_found_and_not_signed() -> None:
