@@ -124,6 +124,7 @@ def request_check(actor: Actor, *, model_version: ModelVersion) -> None:
     if signature.state == SignatureState.VERIFIED:
         raise Conflict("This signature is verified already.")
     _enqueue(actor, "registry.check_signature", f"Check the signature of {model_version}", model_version)
+    record(actor, "artifact_signature.check_requested", model_version, team=model_version.model.team)
 
 
 @transaction.atomic
