@@ -45,7 +45,7 @@ PAGES = {
     "policy": ("cora", "/policies/production/high/"),
     "policy-propose": ("cora", "/policies/production/high/propose/"),
     "checks": ("cora", "/policies/checks/"),
-    "groups": ("cora", "/policies/groups/"),
+    "groups": ("ada", "/policies/groups/"),
     "protection": ("cora", "/policies/protection/"),
     "audit": ("cora", "/audit/"),
     "audit-event": ("cora", "/audit/events/20/"),

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 
 from tests import builders
-from tests.conftest import PASSWORD, Cast
+from tests.conftest import Cast
 from tests.contract.test_route_matrix import HOLDERS, ROUTES, World, world
 
 __all__ = ["world"]  # the fixture
@@ -30,18 +30,10 @@ CREATE TRIGGER a_broken BEFORE INSERT ON audit_auditevent FOR EACH ROW EXECUTE F
 Payload = Callable[[World], dict[str, Any]]
 
 
-def _split(world: World) -> str:
-    from apps.deployments.models import Endpoint
-    from apps.deployments.traffic import Split
-
-    return Split.of(Endpoint.objects.get(name=world.arguments["monitoring.name"])).state
-
-
 # What to send where an empty body changes nothing. ``method route`` -> body.
 BODIES: dict[str, Payload] = {
-    "POST accounts:member-list": lambda _: {"email": "more@example.com", "roles": ["ANALYST"]},
-    "POST accounts:member-edit": lambda _: {"roles": ["ANALYST", "OPERATOR"], "is_active": "on"},
-    "PATCH api:member-detail": lambda _: {"roles": ["ANALYST", "OPERATOR"]},
+    "POST accounts:member-list": lambda _: {"email": "more@example.com", "roles": ["analyst"]},
+    "POST accounts:member-edit": lambda _: {"roles": ["analyst", "operator"], "is_active": "on"},
     "POST accounts:token-list": lambda _: {"name": "t", "scopes": ["read"], "lifetime_days": "30"},
     "POST registry:model-create": lambda _: {"name": "fresh-model", "task": "REGRESSION"},
     "POST api:model-list": lambda _: {"name": "fresh-model", "task": "REGRESSION"},
@@ -53,9 +45,9 @@ BODIES: dict[str, Payload] = {
     "POST api:dataset-list": lambda _: {"name": "fresh-data"},
     "POST api:dataset-version-list": lambda _: {"file": builders.upload(b"a,b\n1,2\n", "r.csv")},
     "POST evaluation:load-test-start": lambda _: {
-        "step_s": "1", "max_concurrency": "1", "arrivals": "POISSON", "dataset_version": ""
+        "step_s": "1", "max_concurrency": "1", "arrivals": "poisson", "dataset_version": ""
     },
-    "POST deployments:endpoint-create": lambda _: {"name": "fresh-endpoint"},
+    "POST deployments:endpoint-create": lambda _: {"name": "fresh-endpoint", "environment": "staging"},
     "POST api:endpoint-list": lambda _: {"name": "fresh-endpoint"},
     "POST deployments:guardrail-create": lambda _: {"name": "fresh-rule", "requires": "y[0] < 9", "action": "flag"},
     "POST deployments:guardrail-edit": lambda _: {"name": "bounded", "requires": "y[0] < 7", "action": "flag"},
@@ -65,13 +57,6 @@ BODIES: dict[str, Payload] = {
         "queue_rows": "100", "timeout_ms": "1000", "batch_rows": "8", "payload_cap_bytes": "1000"
     },
     "PATCH api:endpoint-settings": lambda _: {"timeout_ms": 1234},
-    "POST promotions:request-review": lambda world: {
-        "decision": "REJECTED",
-        "meaning": "REJECTION",
-        "comment": "No.",
-        "password": PASSWORD,
-        "evidence_digest": world.arguments.get("evidence_digest", ""),
-    },
 }  # fmt: skip
 
 
@@ -82,6 +67,7 @@ def clients(world: World) -> dict[tuple[str, bool], Any]:
     for role in ("analyst", "data_scientist", "operator", "compliance_officer", "admin"):
         made[role, False], made[role, True] = world.cast.browser(role), world.cast.api(role)
         made[role, False].raise_request_exception = made[role, True].raise_request_exception = False
+        made[role, True].get("/api/v1/tokens/")  # that a token was used is noted once a minute
     return made
 
 
@@ -145,8 +131,8 @@ def test_whatever_a_route_changes_comes_with_an_event(world: World, clients: dic
             silent.append(f"{method} {name} changed {changed} without an event (status {status})")
         if not changed and f"{method} {name}" in BODIES:
             ineffective.append(f"{method} {name} as {role} changed nothing (status {status})")
-    assert silent == []
-    assert ineffective == []
+    assert "\n".join(silent) == ""
+    assert "\n".join(ineffective) == ""
     assert effective >= 30
 
 
@@ -161,4 +147,4 @@ def test_with_the_audit_insert_broken_no_route_changes_anything(
         changed, _, status = _effect(world, clients[role, name.startswith("api:")], method, name, before)
         if changed:
             changes.append(f"{method} {name} changed {changed} (status {status})")
-    assert changes == []
+    assert "\n".join(changes) == ""
