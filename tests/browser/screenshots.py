@@ -44,7 +44,6 @@ PAGES = {
     "risk": ("mira", f"/models/{MODEL}/risk/"),
     "card": ("mira", f"/models/{MODEL}/versions/2/card/"),
     "card-edit": ("mira", f"/models/{MODEL}/versions/2/card/edit/"),
-    "break-glass": ("omar", f"/models/{MODEL}/versions/2/break-glass/"),
     "policies": ("cora", "/policies/"),
     "policy": ("cora", "/policies/production/high/"),
     "policy-propose": ("cora", "/policies/production/high/propose/"),
