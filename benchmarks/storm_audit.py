@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import storm_audit_tampering
-from benchmarks.product import report
+from benchmarks.product import report, wait_for
 from console.installation import REPOSITORY, Installation
 from console.postgres import EmbeddedPostgres
 
@@ -170,6 +170,17 @@ def _backends() -> list[int]:
         return [row[0] for row in cursor.fetchall()]
 
 
+def _answers() -> bool:
+    from django.db import DatabaseError, connection
+
+    try:
+        _backends()
+    except DatabaseError:
+        connection.close()
+        return False
+    return True
+
+
 def _terminate(pid: int) -> bool:
     from django.db import DatabaseError, connection
 
@@ -203,6 +214,7 @@ def main(events: int) -> int:
     storm.is_over.set()
     for thread in helpers:
         thread.join(_PATIENCE_S)
+    wait_for(_answers, _PATIENCE_S, "the database's recovery")
     return 0 if _judge(storm, time.monotonic() - began) else 1
 
 
