@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import islice
 from typing import Final
 
 from django.db import transaction
+from django.utils import timezone
 
 from apps.audit.actor import Actor
 from apps.audit.models import AuditEvent
@@ -18,6 +20,8 @@ from apps.monitoring.models import LogSegment
 
 MAX_SEGMENTS: Final = 2_000
 """What one call seals at most; the next one goes on."""
+SEAL_AFTER: Final = timedelta(minutes=10)
+"""So old is a segment when it is sealed: many to an event, so that they do not bury what people do."""
 _PER_EVENT: Final = 25
 """So many lines with a path and two digests fit into an audit event."""
 
@@ -25,7 +29,8 @@ _PER_EVENT: Final = 25
 @transaction.atomic
 def seal_segments() -> int:
     """Write one audit event for each batch of new segments of an endpoint; returns how many segments they hold."""
-    fresh = LogSegment.objects.select_for_update(skip_locked=True).filter(audit_event_id=None).order_by("pk")
+    due = LogSegment.objects.filter(audit_event_id=None, created_at__lt=timezone.now() - SEAL_AFTER).order_by("pk")
+    fresh = due.select_for_update(skip_locked=True)
     by_endpoint: dict[int, list[LogSegment]] = defaultdict(list)
     for segment in fresh[:MAX_SEGMENTS]:
         by_endpoint[segment.endpoint_id].append(segment)

@@ -79,6 +79,8 @@ def test_segments_enter_the_audit_log_in_batches(
 ) -> None:
     monkeypatch.setattr(sealing, "_PER_EVENT", 2)
     segments = [log.segment(endpoint, rows(second)) for second in (1, 2, 3)]
+    assert seal_segments() == 0
+    LogSegment.objects.update(created_at=timezone.now() - sealing.SEAL_AFTER)
     assert seal_segments() == 3
     assert seal_segments() == 0
     events = list(AuditEvent.objects.filter(action="inference_log.sealed").order_by("pk"))
