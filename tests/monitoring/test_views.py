@@ -235,7 +235,7 @@ class TestPredictionList:
         few = queries(browser, predictions(endpoint))
         for second in range(20):
             log.segment(endpoint, rows(second))
-        assert queries(browser, predictions(endpoint)) == few == 9  # three of them write that it was read
+        assert queries(browser, predictions(endpoint)) == few == 10  # three of them write that it was read
 
 
 class TestShadows:

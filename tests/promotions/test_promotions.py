@@ -319,5 +319,5 @@ def test_lists_cost_the_same_however_long(cast: Cast, address: str, django_asser
     for _ in range(4):
         builders.submitted_request(cast)
     browser = cast.browser("compliance_officer")
-    with django_assert_max_num_queries(15 if address == "/" else 8):
+    with django_assert_max_num_queries(16 if address == "/" else 8):
         browser.get(address)

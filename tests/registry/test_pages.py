@@ -14,7 +14,7 @@ from tests import builders
 from tests.conftest import Cast
 from tests.registry import hostile
 
-QUERIES = {"/models/": 7, "/models/busy/": 8}
+QUERIES = {"/models/": 8, "/models/busy/": 9}
 
 
 def page(cast: Cast, role: str, name: str, *args: Any, **query: str) -> Any:
