@@ -36,6 +36,7 @@ def request_page(request: HttpRequest, promotion: PromotionRequest, **bound: Any
         | _decision(request, promotion)
         | {
             "evidence": evidence,
+            "other_champion": _other_champion(promotion, evidence),
             "differences": differences,
             "chart": charts.metric_comparison(differences),
             "datasets": dataset_differences(evidence),
@@ -47,6 +48,16 @@ def request_page(request: HttpRequest, promotion: PromotionRequest, **bound: Any
         }
         | bound
     )
+
+
+def _other_champion(promotion: PromotionRequest, evidence: dict[str, Any]) -> Deployment | None:
+    """What serves by now, if a decision is open and the evidence compares with something else."""
+    champion = current_champion(promotion.endpoint) if promotion.is_submitted else None
+    if champion is None:
+        return None
+    version, compared = champion.model_version, evidence["champion"] or {}
+    is_same = (version.model.name, version.number) == (compared.get("model"), compared.get("number"))
+    return None if is_same else champion
 
 
 def _preview(promotion: PromotionRequest) -> dict[str, Any]:

@@ -123,6 +123,17 @@ def test_a_role_lost_between_page_and_signature_is_lost(cast: Cast) -> None:
     assert not Review.objects.exists()
 
 
+def test_a_reviewer_sees_that_another_version_answers_than_the_evidence_compares_with(cast: Cast) -> None:
+    endpoint, model = builders.endpoint(cast), builders.model(cast)
+    first, second, third = (builders.recorded_version(cast, model) for _ in range(3))
+    builders.live_request(cast, first, endpoint)
+    waiting = builders.submitted_request(cast, third, endpoint)
+    address, officer = f"/approvals/{waiting.pk}/", cast.browser("compliance_officer")
+    assert "answers by now" not in officer.get(address).content.decode()
+    builders.live_request(cast, second, endpoint)
+    assert f"{second} answers by now" in officer.get(address).content.decode()
+
+
 def test_a_stale_page_is_a_conflict_with_a_sentence(cast: Cast) -> None:
     request = builders.submitted_request(cast)
     form = {
