@@ -26,6 +26,8 @@ LARGE_BYTES: Final = 7 * 1024
 """Above it a parser that reads numbers straight into an array is faster than one that makes objects."""
 MAX_FORMS: Final = 8
 """How many forms of bodies a version remembers; the oldest go first."""
+MAX_LEARNED: Final = 64
+"""How many bodies a version looks at for their form; callers whose bodies have none do not pay for it for ever."""
 NUMERIC: Final = b"0123456789.+-eE \t\r\n"
 """What stands between the commas of a list of numbers."""
 MAX_NAMED: Final = 80  # characters of a caller's text that an error repeats
@@ -157,6 +159,7 @@ class ModelCodec:
         only = next(iter(self._inputs.values())) if len(self._inputs) == 1 and is_batchable else None
         self._only = only if only is not None and only.kind == "f" and only.row_shape else None
         self._forms: tuple[_Form, ...] = ()
+        self._looked_at = 0
         self._row_shapes = [self._only.row_shape] if self._only is not None and self._only.row_shape else []
         self._head = b'{"model_name":%b,"model_version":"%d","id":"' % (orjson.dumps(endpoint), model_version)
         self._row_forms: dict[tuple[tuple[int, ...], ...], bytes] = {}  # of answers with one row, by its shapes
@@ -224,9 +227,11 @@ class ModelCodec:
         values = _row_of(body, only)
         if values is None:
             return None
-        form = _form(bytes(body), only)
-        if form is not None:
-            self._forms = (form, *self._forms[: MAX_FORMS - 1])
+        if self._looked_at < MAX_LEARNED:
+            self._looked_at += 1
+            form = _form(bytes(body), only)
+            if form is not None:
+                self._forms = (form, *self._forms[: MAX_FORMS - 1])
         return InferRequest("", [values], self._row_shapes, 1)
 
     def decode_tensors(self, tensors: Iterable[ReceivedTensor], outputs: Iterable[str] = ()) -> InferRequest:
